@@ -1,0 +1,198 @@
+//! A container as its user declares it: the validated form of the wire's `CreateContainerRequest`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::Gpu;
+use crate::id::{ContainerName, GroupId};
+use crate::units::{Bytes, Cpu, bytes_text, optional_bytes_text};
+use crate::volume::{OrdinalVolume, SharedMount};
+
+/// `min` is protected, `desired` is what placement packs with and what the cgroup caps at. Invariant: min <= desired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuRange {
+    pub min: Cpu,
+    pub desired: Cpu,
+}
+
+/// As [`CpuRange`], for memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryRange {
+    #[serde(with = "bytes_text")]
+    pub min: Bytes,
+    #[serde(with = "bytes_text")]
+    pub desired: Bytes,
+}
+
+/// What one replica needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Resources {
+    pub cpu: CpuRange,
+    pub memory: MemoryRange,
+    #[serde(
+        default,
+        with = "optional_bytes_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub ephemeral_storage: Option<Bytes>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<Gpu>,
+}
+
+/// Bounds and targets of automatic scaling. Invariant: 1 <= min <= desired <= max.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Autoscaling {
+    pub min: u32,
+    /// The initial count.
+    pub desired: u32,
+    pub max: u32,
+    #[serde(default = "default_target_cpu_percent")]
+    pub target_cpu_percent: u32,
+    #[serde(default = "default_target_memory_percent")]
+    pub target_memory_percent: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_http_in_flight_per_replica: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_http_p95_latency_ms: Option<f64>,
+}
+
+fn default_target_cpu_percent() -> u32 {
+    70
+}
+
+fn default_target_memory_percent() -> u32 {
+    80
+}
+
+/// How many replicas are wanted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Scale {
+    Replicas(u32),
+    Autoscaling(Autoscaling),
+}
+
+impl Scale {
+    /// The count before any scaling decision.
+    #[must_use]
+    pub fn initial(&self) -> u32 {
+        match self {
+            Self::Replicas(count) => *count,
+            Self::Autoscaling(autoscaling) => autoscaling.desired,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum ProbeMethod {
+    Get,
+    Post,
+    Head,
+}
+
+impl ProbeMethod {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Post => "POST",
+            Self::Head => "HEAD",
+        }
+    }
+}
+
+/// The wire's HTTP health check, its defaults filled in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthCheck {
+    pub path: String,
+    pub port: u16,
+    pub method: ProbeMethod,
+    /// 1 to 5.
+    pub timeout_seconds: u32,
+    /// 1 to 10.
+    pub failure_threshold: u32,
+}
+
+impl HealthCheck {
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout_seconds.into())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase", rename_all_fields = "camelCase")]
+pub enum LoadBalancerTarget {
+    Aws {
+        target_group_arn: String,
+    },
+    Gcp {
+        neg_name: String,
+    },
+    Azure {
+        resource_group: String,
+        load_balancer_name: String,
+        backend_pool_name: String,
+        virtual_network_id: String,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase", rename_all_fields = "camelCase")]
+pub enum ServiceAccountTarget {
+    Aws { role_arn: String },
+    Gcp { email: String },
+    Azure { client_id: String },
+}
+
+/// A declared container. Built by [`crate::rest`] from a request, by [`crate::stack`] from a stack; both validate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerSpec {
+    pub name: ContainerName,
+    pub capacity_group: GroupId,
+    pub image: String,
+    pub resources: Resources,
+    pub scale: Scale,
+    pub stateful: bool,
+    /// At least one; the first is the default of health check and host port.
+    pub ports: Vec<u16>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<OrdinalVolume>,
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_balancer_target: Option<LoadBalancerTarget>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account: Option<ServiceAccountTarget>,
+    /// Berth's optional members.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_mounts: Vec<SharedMount>,
+    /// Names of the containers and resources this one may use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<String>,
+}
+
+impl ContainerSpec {
+    #[must_use]
+    pub fn volume(&self, ordinal: u32) -> Option<&OrdinalVolume> {
+        self.volumes.iter().find(|volume| volume.ordinal == ordinal)
+    }
+}
+
+/// The environment variable that tells a stateful replica its ordinal.
+pub const ORDINAL_VARIABLE: &str = "ALIEN_ORDINAL";
+/// From SIGTERM to SIGKILL.
+pub const STOP_GRACE: Duration = Duration::from_secs(10);
+/// Berth forwards these ports of a machine to replicas.
+pub const HOST_PORTS: std::ops::RangeInclusive<u16> = 8001..=8999;

@@ -1,0 +1,141 @@
+//! A machine: one VM, what it has, where it is reached and how it is doing.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::Gpu;
+use crate::id::{GroupId, MachineId, Zone};
+use crate::time::Timestamp;
+use crate::units::{Bytes, Cpu, cpu_number};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CpuCapacity {
+    #[serde(with = "cpu_number")]
+    pub total: Cpu,
+    #[serde(default, with = "cpu_number")]
+    pub system_reserve: Cpu,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemoryCapacity {
+    pub total: Bytes,
+    #[serde(default)]
+    pub system_reserve: Bytes,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StorageCapacity {
+    pub total: Bytes,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuCapacity {
+    pub total: u32,
+    #[serde(rename = "type")]
+    pub kind: String,
+}
+
+impl From<&Gpu> for GpuCapacity {
+    fn from(gpu: &Gpu) -> Self {
+        Self {
+            total: gpu.count,
+            kind: gpu.kind.clone(),
+        }
+    }
+}
+
+/// What a machine reports at registration. Invariant, checked at the edge: a reserve is not above its total.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MachineCapacity {
+    pub cpu: CpuCapacity,
+    pub memory: MemoryCapacity,
+    pub ephemeral_storage: StorageCapacity,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuCapacity>,
+}
+
+/// A registered machine: the wire's `RegisterRequest` validated, and the subnet it was given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MachineSpec {
+    pub machine_id: MachineId,
+    pub capacity_group: GroupId,
+    pub zone: Zone,
+    /// Address on the underlay.
+    pub vpc_ip: IpAddr,
+    pub wireguard_public_key: String,
+    pub wireguard_endpoint: String,
+    pub capacity: MachineCapacity,
+    /// Kernel boot id; absent for a machine that speaks the plain wire API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<String>,
+}
+
+/// A machine's subnet; its gateway is the first address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AssignedNetwork {
+    pub cidr: Ipv4Net,
+    pub gateway: std::net::Ipv4Addr,
+}
+
+impl AssignedNetwork {
+    /// The network of a subnet, its gateway being the first address after the network's.
+    #[must_use]
+    pub fn of(cidr: Ipv4Net) -> Self {
+        Self {
+            cidr,
+            gateway: (u32::from(cidr.network()) + 1).into(),
+        }
+    }
+}
+
+/// The wire's status of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineStatus {
+    /// Registered; no heartbeat yet.
+    Initializing,
+    Running,
+    /// No heartbeat for longer than the limit of `liveness`.
+    Unhealthy,
+    /// Takes no new replica; the ones it has move away.
+    Draining,
+}
+
+impl fmt::Display for MachineStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Initializing => "initializing",
+            Self::Running => "running",
+            Self::Unhealthy => "unhealthy",
+            Self::Draining => "draining",
+        })
+    }
+}
+
+/// State of one part of the node daemon, for engineers on call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Subsystem {
+    /// `runtime`, `network`, `dns`, `keeper`, `storage`, `link`.
+    pub name: String,
+    pub ok: bool,
+    /// Why it is not ok; empty when it is.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    pub since: Timestamp,
+}
+
+/// What a node says of itself beside its replicas.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MachineHealth {
+    pub subsystems: Vec<Subsystem>,
+}
