@@ -1,1 +1,6 @@
+//! The node daemon of Berth.
 
+pub mod dns;
+pub mod health;
+pub mod host;
+pub mod logs;
