@@ -1,0 +1,49 @@
+# The two commands that must always work on a fresh Debian or Ubuntu machine: `make demo` and `make test`.
+
+CARGO ?= cargo
+export CARGO_TERM_COLOR ?= auto
+# rustup puts cargo here; a shell that was open before the install does not know it yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+PROGRAMS := target/release/berth target/release/berth-scheduler target/release/berthd target/release/berth-logkeeper
+TARGET := $(shell uname -m)-unknown-linux-gnu
+WORKLOAD := target/$(TARGET)/release/berth-test-workload
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.PHONY: help demo test bench lint build clean setup-build setup-run setup-test
+
+help: ## Show this list.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: setup-run build ## Run a real stack on three machines, lose one, and show it survives (needs root).
+	$(AS_ROOT) demo/run.sh
+
+test: setup-test $(WORKLOAD) ## Run every test; those that need root are skipped, and named, without it.
+	scripts/test.sh
+
+bench: setup-test build ## Measure what SPECIFICATION.md promises; writes a table and JSON below target/bench.
+	$(AS_ROOT) benches/run.sh
+
+lint: setup-build ## Check formatting and lints.
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@! grep -rnE '\b(todo|unimplemented)!\(' --include='*.rs' . --exclude-dir=target
+
+build: setup-build $(WORKLOAD) ## Build the programs, optimised.
+	$(CARGO) build --release --locked -p berth-cli -p berth-scheduler -p berth-node -p berth-collector
+
+# Static, so that its image needs nothing else.
+$(WORKLOAD): setup-build $(wildcard tests/workload/src/*.rs) tests/workload/Cargo.toml
+	$(CARGO) rustc --release --locked -p berth-test-workload --target $(TARGET) -- -C target-feature=+crt-static
+
+setup-build:
+	@scripts/setup.sh build
+
+setup-run:
+	@scripts/setup.sh build run
+
+setup-test:
+	@scripts/setup.sh build run test
+
+clean: ## Remove what was built.
+	$(CARGO) clean
