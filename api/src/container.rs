@@ -50,22 +50,23 @@ pub struct Autoscaling {
     /// The initial count.
     pub desired: u32,
     pub max: u32,
+    /// 1 to 100; the wire says number, so a fraction is kept.
     #[serde(default = "default_target_cpu_percent")]
-    pub target_cpu_percent: u32,
+    pub target_cpu_percent: f64,
     #[serde(default = "default_target_memory_percent")]
-    pub target_memory_percent: u32,
+    pub target_memory_percent: f64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_http_in_flight_per_replica: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_http_p95_latency_ms: Option<f64>,
 }
 
-fn default_target_cpu_percent() -> u32 {
-    70
+pub(crate) fn default_target_cpu_percent() -> f64 {
+    70.0
 }
 
-fn default_target_memory_percent() -> u32 {
-    80
+pub(crate) fn default_target_memory_percent() -> f64 {
+    80.0
 }
 
 /// How many replicas are wanted.
@@ -190,6 +191,8 @@ impl ContainerSpec {
     }
 }
 
+/// At most this many replicas of one container: a typing error must not become a million replicas.
+pub const REPLICAS_MAX: u32 = 10_000;
 /// The environment variable that tells a stateful replica its ordinal.
 pub const ORDINAL_VARIABLE: &str = "ALIEN_ORDINAL";
 /// From SIGTERM to SIGKILL.

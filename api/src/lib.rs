@@ -11,6 +11,7 @@
 //! | [`cluster`], [`container`], [`machine`], [`replica`], [`volume`] | the nouns of the design |
 //! | [`assignment`] | what one machine must run: the set, its position, its digest |
 //! | [`event`] | the events of the wire API |
+//! | [`explain`] | answers to "why" |
 //! | [`rest`] | bodies of the REST API |
 //! | [`stack`] | import of stack JSON |
 //! | [`validate`] | reading of untrusted JSON with all faults at once |
@@ -20,6 +21,7 @@ pub mod assignment;
 pub mod cluster;
 pub mod container;
 pub mod event;
+pub mod explain;
 pub mod id;
 pub mod machine;
 pub mod replica;
