@@ -1,0 +1,296 @@
+//! The durable log format: one [`Entry`] a change of a cluster, in the order in which they happened.
+//!
+//! Serialised as JSON inside a [`Record`]: `{"v":1,"type":"containerPut",...}`. Entries are facts that were decided,
+//! never intentions to be computed again: replaying a log needs no clock, no configuration and no placement.
+//!
+//! Invariant: an entry that was ever written can be read for ever (`fixtures/entries.jsonl`). A member is added only as
+//! optional; a change of meaning is a new variant or a higher [`RECORD_VERSION`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use berth_api::assignment::StopReason;
+use berth_api::cluster::{CapacityGroup, ClusterSpec};
+use berth_api::container::ContainerSpec;
+use berth_api::id::{ContainerName, MachineId, ReplicaId};
+use berth_api::machine::MachineSpec;
+use berth_api::time::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Version of [`Record`]. A reader refuses a higher one.
+pub const RECORD_VERSION: u32 = 1;
+
+/// One line of the log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    v: u32,
+    #[serde(flatten)]
+    entry: Entry,
+}
+
+/// Why a record cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    #[error("the record is not an entry of this program")]
+    Unreadable(#[source] serde_json::Error),
+    #[error("the record has version {found}, this program reads up to {RECORD_VERSION}")]
+    Newer { found: u32 },
+}
+
+impl Entry {
+    /// The bytes that are stored.
+    ///
+    /// # Panics
+    /// Never: entries have text keys and no failing serialiser.
+    #[must_use]
+    pub fn to_record(&self) -> Vec<u8> {
+        serde_json::to_vec(&Record {
+            v: RECORD_VERSION,
+            entry: self.clone(),
+        })
+        .expect("entries have text keys and no failing serialiser")
+    }
+
+    /// Reads stored bytes.
+    ///
+    /// # Errors
+    /// When they are no entry, or of a newer version.
+    pub fn from_record(bytes: &[u8]) -> Result<Self, RecordError> {
+        #[derive(Deserialize)]
+        struct Version {
+            v: u32,
+        }
+        let version: Version = serde_json::from_slice(bytes).map_err(RecordError::Unreadable)?;
+        if version.v > RECORD_VERSION {
+            return Err(RecordError::Newer { found: version.v });
+        }
+        let record: Record = serde_json::from_slice(bytes).map_err(RecordError::Unreadable)?;
+        Ok(record.entry)
+    }
+}
+
+/// What a token is for. Platform tokens belong to no cluster and are not here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum TokenKind {
+    /// `hm_...`
+    Management,
+    /// `hj_...`
+    Machine,
+}
+
+/// SHA-256 of a token in lower-case hexadecimal. The token itself is shown once and never stored.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TokenDigest(pub String);
+
+impl TokenDigest {
+    #[must_use]
+    pub fn of(token: &str) -> Self {
+        Self(berth_api::assignment::Digest::of(token.as_bytes()).to_string())
+    }
+}
+
+/// What the scheduler holds of a machine's health, durable because replicas move on its account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum MachineHealthState {
+    /// Registered, never heard since.
+    Initializing,
+    Running,
+    /// Silent for longer than the limit.
+    Unhealthy,
+}
+
+/// How a machine left the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Removal {
+    /// It had no replica left.
+    Empty,
+    /// Somebody who can know it (the operator, the provisioner) asserts that it is powered off: whatever was on it,
+    /// stateful replicas included, runs no more and may start elsewhere.
+    PoweredOff,
+}
+
+/// Why a replica must stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum StopCause {
+    ScaledDown,
+    Updated,
+    MachineDraining,
+    MachineUnhealthy,
+    ContainerStopped,
+    ContainerDeleted,
+}
+
+impl StopCause {
+    /// The wire knows four reasons; the nearest one stands for the others.
+    #[must_use]
+    pub fn wire(self) -> StopReason {
+        match self {
+            Self::ScaledDown | Self::ContainerStopped => StopReason::ScaledDown,
+            Self::Updated => StopReason::Updated,
+            Self::MachineDraining | Self::MachineUnhealthy => StopReason::MachineDraining,
+            Self::ContainerDeleted => StopReason::ContainerDeleted,
+        }
+    }
+}
+
+impl fmt::Display for StopCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ScaledDown => "the container was scaled down",
+            Self::Updated => "the container was updated",
+            Self::MachineDraining => "its machine is draining",
+            Self::MachineUnhealthy => "its machine is unhealthy",
+            Self::ContainerStopped => "the container was stopped",
+            Self::ContainerDeleted => "the container was deleted",
+        })
+    }
+}
+
+/// A replica given to a machine, and what it got there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Placed {
+    pub replica_id: ReplicaId,
+    pub container: ContainerName,
+    /// Present exactly for stateful containers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ordinal: Option<u32>,
+    /// Revision of the container's declaration that this replica runs.
+    pub revision: u64,
+    pub machine_id: MachineId,
+    pub ip: IpAddr,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_port: Option<u16>,
+    pub at: Timestamp,
+}
+
+/// One change of a cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Entry {
+    /// The first entry of every log, and only the first.
+    ClusterCreated {
+        spec: ClusterSpec,
+        tokens: BTreeMap<TokenKind, TokenDigest>,
+        at: Timestamp,
+    },
+    /// All containers are going; the log is dropped when nothing is left on any machine.
+    ClusterDeleted {
+        at: Timestamp,
+    },
+    GroupsChanged {
+        groups: Vec<CapacityGroup>,
+        at: Timestamp,
+    },
+    /// The only valid token of its kind from now on.
+    TokenRotated {
+        kind: TokenKind,
+        digest: TokenDigest,
+        at: Timestamp,
+    },
+    TokensRevoked {
+        kind: TokenKind,
+        at: Timestamp,
+    },
+    /// First registration, or again by the same machine after a boot: then the subnet index is the one it has.
+    MachineRegistered {
+        spec: MachineSpec,
+        /// Which of the cluster's machine subnets it owns.
+        subnet_index: u32,
+        at: Timestamp,
+    },
+    MachineRemoved {
+        machine_id: MachineId,
+        how: Removal,
+        at: Timestamp,
+    },
+    MachineDraining {
+        machine_id: MachineId,
+        at: Timestamp,
+    },
+    MachineDrainCancelled {
+        machine_id: MachineId,
+        at: Timestamp,
+    },
+    MachineHealthChanged {
+        machine_id: MachineId,
+        state: MachineHealthState,
+        at: Timestamp,
+    },
+    /// Declared or changed. `revision` is that of [`crate::world::World::next_revision`].
+    ContainerPut {
+        spec: Box<ContainerSpec>,
+        revision: u64,
+        at: Timestamp,
+    },
+    ContainerStopped {
+        container: ContainerName,
+        at: Timestamp,
+    },
+    ContainerStarted {
+        container: ContainerName,
+        at: Timestamp,
+    },
+    /// Its replicas stop; it is forgotten when the last one is gone.
+    ContainerDeleted {
+        container: ContainerName,
+        at: Timestamp,
+    },
+    /// How many replicas of the container found no place changed.
+    UnplacedChanged {
+        container: ContainerName,
+        count: u32,
+        at: Timestamp,
+    },
+    ReplicaPlaced(Placed),
+    ReplicaStopping {
+        replica_id: ReplicaId,
+        cause: StopCause,
+        at: Timestamp,
+    },
+    /// Nothing of it is left on its machine: its id, address and capacity are free.
+    ReplicaGone {
+        replica_id: ReplicaId,
+        at: Timestamp,
+    },
+    /// The history before this may have been lost on the nodes' side of the link (restore, takeover): every set sent
+    /// from now on outranks every set of an earlier epoch.
+    EpochStarted {
+        epoch: u64,
+        at: Timestamp,
+    },
+}
+
+impl Entry {
+    /// When it was decided.
+    #[must_use]
+    pub fn at(&self) -> Timestamp {
+        match self {
+            Self::ClusterCreated { at, .. }
+            | Self::ClusterDeleted { at }
+            | Self::GroupsChanged { at, .. }
+            | Self::TokenRotated { at, .. }
+            | Self::TokensRevoked { at, .. }
+            | Self::MachineRegistered { at, .. }
+            | Self::MachineRemoved { at, .. }
+            | Self::MachineDraining { at, .. }
+            | Self::MachineDrainCancelled { at, .. }
+            | Self::MachineHealthChanged { at, .. }
+            | Self::ContainerPut { at, .. }
+            | Self::ContainerStopped { at, .. }
+            | Self::ContainerStarted { at, .. }
+            | Self::ContainerDeleted { at, .. }
+            | Self::UnplacedChanged { at, .. }
+            | Self::ReplicaStopping { at, .. }
+            | Self::ReplicaGone { at, .. }
+            | Self::EpochStarted { at, .. } => *at,
+            Self::ReplicaPlaced(placed) => placed.at,
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! Everything durable of one cluster, built by applying [`Entry`] after [`Entry`] and by nothing else.
+//!
+//! Input: the log. Output: the facts that decisions, the link and the REST API read. Owner: the cluster's actor.
+//! Pure: the same entries give the same world, byte for byte when serialised, so a snapshot is a shortcut and never
+//! another truth. Soft state (heartbeats, what nodes report) is [`Observed`] and is never logged.
+//!
+//! A broken log never half-applies: [`World::try_apply`] checks first and changes afterwards.
+
+mod apply;
+mod observed;
+mod views;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use berth_api::assignment::Assignment;
+use berth_api::cluster::{ClusterSpec, Gpu};
+use berth_api::container::ContainerSpec;
+use berth_api::id::{ContainerName, MachineId, ReplicaId};
+use berth_api::machine::{AssignedNetwork, MachineSpec, MachineStatus};
+use berth_api::time::Timestamp;
+use berth_api::units::{Bytes, Cpu};
+use serde::{Deserialize, Serialize};
+
+use crate::entry::{Entry, MachineHealthState, StopCause, TokenDigest, TokenKind};
+
+pub use apply::ApplyError;
+pub use observed::{Now, Observed, ObservedMachine, Readiness};
+
+/// One cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct World {
+    pub(crate) spec: ClusterSpec,
+    pub(crate) created_at: Timestamp,
+    pub(crate) deleted_at: Option<Timestamp>,
+    pub(crate) tokens: BTreeMap<TokenKind, TokenDigest>,
+    pub(crate) machines: BTreeMap<MachineId, Machine>,
+    pub(crate) containers: BTreeMap<ContainerName, Container>,
+    pub(crate) replicas: BTreeMap<ReplicaId, Replica>,
+    pub(crate) epoch: u64,
+    /// Drawn from by every machine, so that a machine that left and came back never sees a generation twice.
+    pub(crate) last_generation: u64,
+    /// Replicas ever placed: makes stateless ids unique and orders replicas by age.
+    pub(crate) placed_count: u64,
+    /// Entries applied so far, the first included.
+    pub(crate) applied_count: u64,
+}
+
+/// A registered machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Machine {
+    pub spec: MachineSpec,
+    pub subnet_index: u32,
+    pub network: AssignedNetwork,
+    pub registered_at: Timestamp,
+    pub health: MachineHealthState,
+    /// Since when `health` holds.
+    pub health_since: Timestamp,
+    pub draining_since: Option<Timestamp>,
+    /// Of its present assignment set.
+    pub generation: u64,
+    /// Last octet where the search for a free address goes on: an address rests as long as possible after use.
+    pub next_host: u8,
+    /// Of all replicas placed on it that are not gone, stopping ones included.
+    pub allocated: Allocated,
+    pub replicas: BTreeSet<ReplicaId>,
+}
+
+/// What replicas hold of a machine: `desired` of every one that is not gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Allocated {
+    pub cpu: Cpu,
+    pub memory: Bytes,
+    pub ephemeral: Bytes,
+    pub gpus: u32,
+}
+
+/// A declared container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Container {
+    pub spec: ContainerSpec,
+    /// Rises with each change of anything but scale and links.
+    pub revision: u64,
+    /// Declarations of earlier revisions that replicas still run.
+    pub older: BTreeMap<u64, ContainerSpec>,
+    /// How many replicas are wanted while it is neither stopped nor deleted.
+    pub count: u32,
+    pub stopped_since: Option<Timestamp>,
+    pub deleted_since: Option<Timestamp>,
+    /// Replicas that found no place at the last decision, and since when there is any.
+    pub unplaced: u32,
+    pub unplaced_since: Option<Timestamp>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+/// A replica that is on a machine, or may still be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Replica {
+    pub replica_id: ReplicaId,
+    pub container: ContainerName,
+    pub ordinal: Option<u32>,
+    pub revision: u64,
+    pub machine_id: MachineId,
+    pub ip: IpAddr,
+    pub host_port: Option<u16>,
+    pub placed_at: Timestamp,
+    /// Rises with each placement of the cluster: the age of the replica.
+    pub sequence: u64,
+    pub stopping: Option<Stopping>,
+}
+
+/// A replica was told to stop and is not gone yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stopping {
+    pub cause: StopCause,
+    pub since: Timestamp,
+    /// (epoch, generation) of the first set that says so. A node that accepted it and lists the replica no more has
+    /// nothing left of it.
+    pub epoch: u64,
+    pub generation: u64,
+}
+
+impl World {
+    #[must_use]
+    pub fn spec(&self) -> &ClusterSpec {
+        &self.spec
+    }
+
+    #[must_use]
+    pub fn created_at(&self) -> Timestamp {
+        self.created_at
+    }
+
+    /// Since when the cluster is being deleted.
+    #[must_use]
+    pub fn deleted_at(&self) -> Option<Timestamp> {
+        self.deleted_at
+    }
+
+    /// Deleted, and nothing of it is left on any machine: its log may be dropped.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.deleted_at.is_some() && self.replicas.is_empty()
+    }
+
+    /// Digest of the valid token of a kind; none after a revocation.
+    #[must_use]
+    pub fn token(&self, kind: TokenKind) -> Option<&TokenDigest> {
+        self.tokens.get(&kind)
+    }
+
+    #[must_use]
+    pub fn machines(&self) -> &BTreeMap<MachineId, Machine> {
+        &self.machines
+    }
+
+    #[must_use]
+    pub fn machine(&self, id: &MachineId) -> Option<&Machine> {
+        self.machines.get(id)
+    }
+
+    /// Every container, those being deleted included (see [`Container::deleted_since`]).
+    #[must_use]
+    pub fn containers(&self) -> &BTreeMap<ContainerName, Container> {
+        &self.containers
+    }
+
+    #[must_use]
+    pub fn container(&self, name: &ContainerName) -> Option<&Container> {
+        self.containers.get(name)
+    }
+
+    #[must_use]
+    pub fn replicas(&self) -> &BTreeMap<ReplicaId, Replica> {
+        &self.replicas
+    }
+
+    #[must_use]
+    pub fn replica(&self, id: &ReplicaId) -> Option<&Replica> {
+        self.replicas.get(id)
+    }
+
+    /// Replicas of a container that are not gone, ordered by id.
+    pub fn replicas_of<'a>(&'a self, container: &'a ContainerName) -> impl Iterator<Item = &'a Replica> {
+        self.replicas
+            .values()
+            .filter(move |replica| replica.container == *container)
+    }
+
+    /// Replicas of a machine that are not gone, ordered by id.
+    pub fn replicas_on(&self, machine: &MachineId) -> impl Iterator<Item = &Replica> {
+        self.machines
+            .get(machine)
+            .into_iter()
+            .flat_map(|machine| &machine.replicas)
+            .filter_map(|id| self.replicas.get(id))
+    }
+
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    #[must_use]
+    pub fn applied_count(&self) -> u64 {
+        self.applied_count
+    }
+
+    /// The lowest machine subnet that no registered machine owns; none when the container CIDR is used up.
+    #[must_use]
+    pub fn free_subnet_index(&self) -> Option<u32> {
+        let used: BTreeSet<u32> = self
+            .machines
+            .values()
+            .map(|machine| machine.subnet_index)
+            .collect();
+        (0..self.spec.subnet_count()).find(|index| !used.contains(index))
+    }
+
+    /// The entry that registers a machine, first or again; none when the container CIDR has no subnet left.
+    #[must_use]
+    pub fn registration(&self, spec: MachineSpec, at: Timestamp) -> Option<Entry> {
+        let subnet_index = match self.machines.get(&spec.machine_id) {
+            Some(known) => known.subnet_index,
+            None => self.free_subnet_index()?,
+        };
+        Some(Entry::MachineRegistered {
+            spec,
+            subnet_index,
+            at,
+        })
+    }
+
+    /// The revision that a declaration gets when it is put now: the present one when only scale and links differ.
+    #[must_use]
+    pub fn next_revision(&self, spec: &ContainerSpec) -> u64 {
+        match self.containers.get(&spec.name) {
+            None => 1,
+            Some(known) if known.deleted_since.is_none() && same_template(&known.spec, spec) => {
+                known.revision
+            }
+            Some(known) => known.revision + 1,
+        }
+    }
+
+    /// The entry that declares or changes a container now.
+    #[must_use]
+    pub fn put(&self, spec: ContainerSpec, at: Timestamp) -> Entry {
+        Entry::ContainerPut {
+            revision: self.next_revision(&spec),
+            spec: Box::new(spec),
+            at,
+        }
+    }
+
+    /// The declaration that a replica runs.
+    ///
+    /// # Panics
+    /// When the container does not keep the replica's revision, which [`World::try_apply`] never lets happen.
+    #[must_use]
+    pub fn spec_of(&self, replica: &Replica) -> &ContainerSpec {
+        self.containers
+            .get(&replica.container)
+            .and_then(|container| container.spec_at(replica.revision))
+            .expect("a container is kept with every revision that a replica of it runs")
+    }
+
+    /// Whether a replica runs something else than its container now declares for it.
+    #[must_use]
+    pub fn is_outdated(&self, replica: &Replica) -> bool {
+        let Some(container) = self.containers.get(&replica.container) else {
+            return false;
+        };
+        replica.revision != container.revision
+            && views::content(self.spec_of(replica), replica) != views::content(&container.spec, replica)
+    }
+}
+
+impl Container {
+    /// How many replicas should be there now.
+    #[must_use]
+    pub fn wanted(&self) -> u32 {
+        if self.stopped_since.is_some() || self.deleted_since.is_some() {
+            0
+        } else {
+            self.count
+        }
+    }
+
+    /// The declaration of a revision, while a replica may run it.
+    #[must_use]
+    pub fn spec_at(&self, revision: u64) -> Option<&ContainerSpec> {
+        if revision == self.revision {
+            Some(&self.spec)
+        } else {
+            self.older.get(&revision)
+        }
+    }
+}
+
+impl Machine {
+    /// The wire's status: unhealthy outranks draining, since a silent machine drains nothing.
+    #[must_use]
+    pub fn status(&self) -> MachineStatus {
+        match (self.health, self.draining_since) {
+            (MachineHealthState::Unhealthy, _) => MachineStatus::Unhealthy,
+            (_, Some(_)) => MachineStatus::Draining,
+            (MachineHealthState::Initializing, None) => MachineStatus::Initializing,
+            (MachineHealthState::Running, None) => MachineStatus::Running,
+        }
+    }
+
+    /// What replicas may use in all: totals less the system's reserve.
+    #[must_use]
+    pub fn usable(&self) -> Allocated {
+        let capacity = &self.spec.capacity;
+        Allocated {
+            cpu: capacity.cpu.total.saturating_sub(capacity.cpu.system_reserve),
+            memory: capacity
+                .memory
+                .total
+                .saturating_sub(capacity.memory.system_reserve),
+            ephemeral: capacity.ephemeral_storage.total,
+            gpus: capacity.gpu.as_ref().map_or(0, |gpu| gpu.total),
+        }
+    }
+
+    /// What is left; nothing when more is allocated than there is (a machine came back smaller).
+    #[must_use]
+    pub fn free(&self) -> Allocated {
+        let usable = self.usable();
+        Allocated {
+            cpu: usable.cpu.saturating_sub(self.allocated.cpu),
+            memory: usable.memory.saturating_sub(self.allocated.memory),
+            ephemeral: usable.ephemeral.saturating_sub(self.allocated.ephemeral),
+            gpus: usable.gpus.saturating_sub(self.allocated.gpus),
+        }
+    }
+}
+
+impl Allocated {
+    /// What one replica of a declaration holds.
+    #[must_use]
+    pub fn of(spec: &ContainerSpec) -> Self {
+        Self {
+            cpu: spec.resources.cpu.desired,
+            memory: spec.resources.memory.desired,
+            ephemeral: spec.resources.ephemeral_storage.unwrap_or(Bytes::ZERO),
+            gpus: spec.resources.gpu.as_ref().map_or(0, |gpu: &Gpu| gpu.count),
+        }
+    }
+}
+
+impl Replica {
+    /// Placed, and not told to stop.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.stopping.is_none()
+    }
+
+    /// What its machine must run for it.
+    #[must_use]
+    pub fn assignment(&self, world: &World) -> Assignment {
+        views::content(world.spec_of(self), self)
+    }
+}
+
+/// Whether two declarations differ at most in what running replicas do not see.
+fn same_template(one: &ContainerSpec, other: &ContainerSpec) -> bool {
+    let bare = |spec: &ContainerSpec| ContainerSpec {
+        scale: berth_api::container::Scale::Replicas(1),
+        links: vec![],
+        ..spec.clone()
+    };
+    bare(one) == bare(other)
+}

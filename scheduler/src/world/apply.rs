@@ -1,0 +1,480 @@
+//! Applying entries: every check first, every change afterwards, so that a refused entry changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use berth_api::container::{ContainerSpec, Scale};
+use berth_api::id::{ContainerName, MachineId, ReplicaId};
+use berth_api::machine::{AssignedNetwork, MachineSpec};
+use berth_api::time::Timestamp;
+
+use super::{Allocated, Container, Machine, Replica, Stopping, World};
+use crate::entry::{Entry, MachineHealthState, Placed, Removal, StopCause};
+
+/// First and last host number of a replica's address in its machine's /24: the network, the gateway and the broadcast
+/// address are taken.
+pub(crate) const HOST_MIN: u8 = 2;
+pub(crate) const HOST_MAX: u8 = 254;
+
+/// Why an entry contradicts the entries before it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    #[error("the log does not begin with the creation of its cluster")]
+    NotCreated,
+    #[error("the cluster is created a second time")]
+    CreatedTwice,
+    #[error("machine {0} is not registered")]
+    NoMachine(MachineId),
+    #[error("machine {0} registers again with another subnet or capacity group")]
+    MachineChanged(MachineId),
+    #[error("subnet {0} is owned by another machine or is outside of the container CIDR")]
+    SubnetTaken(u32),
+    #[error("machine {0} is removed as empty and still has replicas")]
+    NotEmpty(MachineId),
+    #[error("container {0} does not exist")]
+    NoContainer(ContainerName),
+    #[error("container {container} goes from revision {from} to {to}")]
+    RevisionJump {
+        container: ContainerName,
+        from: u64,
+        to: u64,
+    },
+    #[error("container {container} has no revision {revision}")]
+    NoRevision { container: ContainerName, revision: u64 },
+    #[error("replica {0} does not exist")]
+    NoReplica(ReplicaId),
+    #[error("replica {0} is placed while the one of the same id is not gone")]
+    ReplicaExists(ReplicaId),
+    #[error("replica {0} is told to stop a second time")]
+    StoppedTwice(ReplicaId),
+    #[error("replica {0} is gone without having been told to stop")]
+    GoneWithoutStop(ReplicaId),
+    #[error("replica {replica_id} has address {ip}, which is not free on its machine")]
+    AddressTaken { replica_id: ReplicaId, ip: IpAddr },
+    #[error("replica {replica_id} has host port {host_port}, which is not free on its machine")]
+    HostPortTaken { replica_id: ReplicaId, host_port: u16 },
+    #[error("replica {0} has an ordinal and is stateless, or the reverse")]
+    WrongOrdinal(ReplicaId),
+    #[error("epoch {to} follows epoch {from}")]
+    EpochNotHigher { from: u64, to: u64 },
+}
+
+impl World {
+    /// The world after the first entry of a log.
+    ///
+    /// # Errors
+    /// When the entry is not the creation of a cluster.
+    pub fn create(entry: &Entry) -> Result<Self, ApplyError> {
+        let Entry::ClusterCreated { spec, tokens, at } = entry else {
+            return Err(ApplyError::NotCreated);
+        };
+        Ok(Self {
+            spec: spec.clone(),
+            created_at: *at,
+            deleted_at: None,
+            tokens: tokens.clone(),
+            machines: BTreeMap::new(),
+            containers: BTreeMap::new(),
+            replicas: BTreeMap::new(),
+            epoch: 1,
+            last_generation: 0,
+            placed_count: 0,
+            applied_count: 1,
+        })
+    }
+
+    /// The world after a whole log.
+    ///
+    /// # Errors
+    /// When an entry contradicts those before it; the number is its place, from 1.
+    pub fn replay<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Self, (u64, ApplyError)> {
+        let mut entries = entries.into_iter();
+        let first = entries.next().ok_or((1, ApplyError::NotCreated))?;
+        let mut world = Self::create(first).map_err(|error| (1, error))?;
+        for entry in entries {
+            let number = world.applied_count + 1;
+            world.try_apply(entry).map_err(|error| (number, error))?;
+        }
+        Ok(world)
+    }
+
+    /// Applies an entry that this program has just decided and checked.
+    ///
+    /// # Panics
+    /// When the entry contradicts the world: the decision was wrong, and going on would make the log wrong.
+    pub fn apply(&mut self, entry: &Entry) {
+        if let Err(error) = self.try_apply(entry) {
+            panic!("entry {entry:?} cannot follow the log: {error}");
+        }
+    }
+
+    /// Applies an entry, or refuses it and changes nothing.
+    ///
+    /// # Errors
+    /// When the entry contradicts those before it.
+    pub fn try_apply(&mut self, entry: &Entry) -> Result<(), ApplyError> {
+        match entry {
+            Entry::ClusterCreated { .. } => return Err(ApplyError::CreatedTwice),
+            Entry::ClusterDeleted { at } => self.cluster_deleted(*at),
+            Entry::GroupsChanged { groups, .. } => self.spec.capacity_groups.clone_from(groups),
+            Entry::TokenRotated { kind, digest, .. } => {
+                self.tokens.insert(*kind, digest.clone());
+            }
+            Entry::TokensRevoked { kind, .. } => {
+                self.tokens.remove(kind);
+            }
+            Entry::MachineRegistered {
+                spec,
+                subnet_index,
+                at,
+            } => {
+                self.machine_registered(spec, *subnet_index, *at)?;
+            }
+            Entry::MachineRemoved { machine_id, how, .. } => self.machine_removed(machine_id, *how)?,
+            Entry::MachineDraining { machine_id, at } => {
+                self.machine_mut(machine_id)?.draining_since.get_or_insert(*at);
+            }
+            Entry::MachineDrainCancelled { machine_id, .. } => {
+                self.machine_mut(machine_id)?.draining_since = None;
+            }
+            Entry::MachineHealthChanged {
+                machine_id,
+                state,
+                at,
+            } => {
+                let machine = self.machine_mut(machine_id)?;
+                (machine.health, machine.health_since) = (*state, *at);
+            }
+            Entry::ContainerPut { spec, revision, at } => self.container_put(spec, *revision, *at)?,
+            Entry::ContainerStopped { container, at } => {
+                self.container_mut(container)?.stopped_since.get_or_insert(*at);
+            }
+            Entry::ContainerStarted { container, .. } => {
+                self.container_mut(container)?.stopped_since = None;
+            }
+            Entry::ContainerDeleted { container, at } => {
+                self.container_mut(container)?.deleted_since.get_or_insert(*at);
+                self.forget_unused(container);
+            }
+            Entry::UnplacedChanged { container, count, at } => {
+                let container = self.container_mut(container)?;
+                container.unplaced = *count;
+                container.unplaced_since = (*count > 0).then(|| container.unplaced_since.unwrap_or(*at));
+            }
+            Entry::ReplicaPlaced(placed) => self.replica_placed(placed)?,
+            Entry::ReplicaStopping {
+                replica_id,
+                cause,
+                at,
+            } => {
+                self.replica_stopping(replica_id, *cause, *at)?;
+            }
+            Entry::ReplicaGone { replica_id, .. } => self.replica_gone(replica_id)?,
+            Entry::EpochStarted { epoch, .. } => {
+                if *epoch <= self.epoch {
+                    return Err(ApplyError::EpochNotHigher {
+                        from: self.epoch,
+                        to: *epoch,
+                    });
+                }
+                self.epoch = *epoch;
+            }
+        }
+        self.applied_count += 1;
+        Ok(())
+    }
+
+    fn machine_mut(&mut self, id: &MachineId) -> Result<&mut Machine, ApplyError> {
+        self.machines
+            .get_mut(id)
+            .ok_or_else(|| ApplyError::NoMachine(id.clone()))
+    }
+
+    fn container_mut(&mut self, name: &ContainerName) -> Result<&mut Container, ApplyError> {
+        self.containers
+            .get_mut(name)
+            .ok_or_else(|| ApplyError::NoContainer(name.clone()))
+    }
+
+    /// Gives a machine, whose set has changed, a generation that nobody had before.
+    fn advance(&mut self, id: &MachineId) -> u64 {
+        self.last_generation += 1;
+        let machine = self.machines.get_mut(id).expect("only known machines have a set");
+        machine.generation = self.last_generation;
+        self.last_generation
+    }
+
+    fn cluster_deleted(&mut self, at: Timestamp) {
+        self.deleted_at.get_or_insert(at);
+        let names: Vec<ContainerName> = self.containers.keys().cloned().collect();
+        for name in names {
+            if let Some(container) = self.containers.get_mut(&name) {
+                container.deleted_since.get_or_insert(at);
+            }
+            self.forget_unused(&name);
+        }
+    }
+
+    fn machine_registered(
+        &mut self,
+        spec: &MachineSpec,
+        index: u32,
+        at: Timestamp,
+    ) -> Result<(), ApplyError> {
+        if let Some(known) = self.machines.get_mut(&spec.machine_id) {
+            if known.subnet_index != index || known.spec.capacity_group != spec.capacity_group {
+                return Err(ApplyError::MachineChanged(spec.machine_id.clone()));
+            }
+            known.spec = spec.clone();
+            return Ok(());
+        }
+        let is_taken = self
+            .machines
+            .values()
+            .any(|machine| machine.subnet_index == index);
+        let cidr = self.spec.subnet(index).filter(|_| !is_taken);
+        let cidr = cidr.ok_or(ApplyError::SubnetTaken(index))?;
+        let machine = Machine {
+            spec: spec.clone(),
+            subnet_index: index,
+            network: AssignedNetwork::of(cidr),
+            registered_at: at,
+            health: MachineHealthState::Initializing,
+            health_since: at,
+            draining_since: None,
+            generation: 0,
+            next_host: HOST_MIN,
+            allocated: Allocated::default(),
+            replicas: BTreeSet::new(),
+        };
+        self.machines.insert(spec.machine_id.clone(), machine);
+        self.advance(&spec.machine_id);
+        Ok(())
+    }
+
+    fn machine_removed(&mut self, id: &MachineId, how: Removal) -> Result<(), ApplyError> {
+        let machine = self.machine_mut(id)?;
+        if how == Removal::Empty && !machine.replicas.is_empty() {
+            return Err(ApplyError::NotEmpty(id.clone()));
+        }
+        let replicas = std::mem::take(&mut machine.replicas);
+        self.machines.remove(id);
+        for replica_id in replicas {
+            let replica = self.replicas.remove(&replica_id);
+            let container = replica
+                .expect("a machine lists only replicas that are there")
+                .container;
+            self.forget_unused(&container);
+        }
+        Ok(())
+    }
+
+    fn container_put(
+        &mut self,
+        spec: &ContainerSpec,
+        revision: u64,
+        at: Timestamp,
+    ) -> Result<(), ApplyError> {
+        let expected = self.next_revision(spec);
+        if revision != expected {
+            return Err(ApplyError::RevisionJump {
+                container: spec.name.clone(),
+                from: self.containers.get(&spec.name).map_or(0, |known| known.revision),
+                to: revision,
+            });
+        }
+        let Some(known) = self.containers.get_mut(&spec.name) else {
+            let container = Container {
+                spec: spec.clone(),
+                revision,
+                older: BTreeMap::new(),
+                count: spec.scale.initial(),
+                stopped_since: None,
+                deleted_since: None,
+                unplaced: 0,
+                unplaced_since: None,
+                created_at: at,
+                updated_at: at,
+            };
+            self.containers.insert(spec.name.clone(), container);
+            return Ok(());
+        };
+        if known.deleted_since.take().is_some() {
+            known.created_at = at;
+            known.stopped_since = None;
+            known.count = spec.scale.initial();
+        } else {
+            known.count = rescaled(known, &spec.scale);
+        }
+        let before = std::mem::replace(&mut known.spec, spec.clone());
+        if revision != known.revision {
+            known.older.insert(known.revision, before);
+            known.revision = revision;
+        }
+        known.updated_at = at;
+        self.forget_unused(&spec.name);
+        Ok(())
+    }
+
+    fn replica_placed(&mut self, placed: &Placed) -> Result<(), ApplyError> {
+        let id = &placed.replica_id;
+        if self.replicas.contains_key(id) {
+            return Err(ApplyError::ReplicaExists(id.clone()));
+        }
+        let container = self.container_mut(&placed.container)?;
+        let spec = container.spec_at(placed.revision).ok_or(ApplyError::NoRevision {
+            container: placed.container.clone(),
+            revision: placed.revision,
+        })?;
+        if spec.stateful != placed.ordinal.is_some() {
+            return Err(ApplyError::WrongOrdinal(id.clone()));
+        }
+        let held = Allocated::of(spec);
+        let machine = self.machine_mut(&placed.machine_id)?.clone();
+        let host = host_number(&machine, placed.ip).ok_or_else(|| taken_address(placed))?;
+        for other in self.replicas_on(&placed.machine_id) {
+            if other.ip == placed.ip {
+                return Err(taken_address(placed));
+            }
+            if let Some(host_port) = placed.host_port.filter(|port| other.host_port == Some(*port)) {
+                return Err(ApplyError::HostPortTaken {
+                    replica_id: id.clone(),
+                    host_port,
+                });
+            }
+        }
+        let replica = Replica {
+            replica_id: id.clone(),
+            container: placed.container.clone(),
+            ordinal: placed.ordinal,
+            revision: placed.revision,
+            machine_id: placed.machine_id.clone(),
+            ip: placed.ip,
+            host_port: placed.host_port,
+            placed_at: placed.at,
+            sequence: self.placed_count,
+            stopping: None,
+        };
+        self.placed_count += 1;
+        self.replicas.insert(id.clone(), replica);
+        let machine = self.machine_mut(&placed.machine_id)?;
+        machine.replicas.insert(id.clone());
+        machine.allocated.take(held);
+        machine.next_host = if host == HOST_MAX { HOST_MIN } else { host + 1 };
+        self.advance(&placed.machine_id);
+        Ok(())
+    }
+
+    fn replica_stopping(
+        &mut self,
+        id: &ReplicaId,
+        cause: StopCause,
+        at: Timestamp,
+    ) -> Result<(), ApplyError> {
+        let replica = self
+            .replicas
+            .get(id)
+            .ok_or_else(|| ApplyError::NoReplica(id.clone()))?;
+        if replica.stopping.is_some() {
+            return Err(ApplyError::StoppedTwice(id.clone()));
+        }
+        let machine_id = replica.machine_id.clone();
+        let stopping = Stopping {
+            cause,
+            since: at,
+            epoch: self.epoch,
+            generation: self.advance(&machine_id),
+        };
+        let replica = self.replicas.get_mut(id).expect("it was there a moment ago");
+        replica.stopping = Some(stopping);
+        Ok(())
+    }
+
+    fn replica_gone(&mut self, id: &ReplicaId) -> Result<(), ApplyError> {
+        let replica = self
+            .replicas
+            .get(id)
+            .ok_or_else(|| ApplyError::NoReplica(id.clone()))?;
+        if replica.stopping.is_none() {
+            return Err(ApplyError::GoneWithoutStop(id.clone()));
+        }
+        let held = Allocated::of(self.spec_of(replica));
+        let replica = self.replicas.remove(id).expect("it was there a moment ago");
+        let machine = self.machine_mut(&replica.machine_id)?;
+        machine.replicas.remove(id);
+        machine.allocated.give_back(held);
+        self.advance(&replica.machine_id);
+        self.forget_unused(&replica.container);
+        Ok(())
+    }
+
+    /// Drops declarations that no replica runs any more, and a deleted container without replicas.
+    fn forget_unused(&mut self, name: &ContainerName) {
+        let used: BTreeSet<u64> = self.replicas_of(name).map(|replica| replica.revision).collect();
+        let Some(container) = self.containers.get_mut(name) else {
+            return;
+        };
+        container.older.retain(|revision, _| used.contains(revision));
+        if container.deleted_since.is_some() && used.is_empty() {
+            self.containers.remove(name);
+        }
+    }
+}
+
+impl Allocated {
+    fn take(&mut self, held: Self) {
+        self.cpu = self
+            .cpu
+            .checked_add(held.cpu)
+            .expect("a machine's vCPU fit into 64 bits");
+        self.memory = self
+            .memory
+            .checked_add(held.memory)
+            .expect("a machine's memory fits into 64 bits");
+        self.ephemeral = self
+            .ephemeral
+            .checked_add(held.ephemeral)
+            .expect("a machine's disk fits into 64 bits");
+        self.gpus += held.gpus;
+    }
+
+    fn give_back(&mut self, held: Self) {
+        assert!(
+            self.cpu >= held.cpu
+                && self.memory >= held.memory
+                && self.ephemeral >= held.ephemeral
+                && self.gpus >= held.gpus,
+            "a replica gives back {held:?} of {self:?}"
+        );
+        self.cpu = self.cpu.saturating_sub(held.cpu);
+        self.memory = self.memory.saturating_sub(held.memory);
+        self.ephemeral = self.ephemeral.saturating_sub(held.ephemeral);
+        self.gpus -= held.gpus;
+    }
+}
+
+/// The count that a new scale gives: an automatic one keeps what scaling has found, inside of its bounds.
+fn rescaled(known: &Container, scale: &Scale) -> u32 {
+    match (&known.spec.scale, scale) {
+        (Scale::Autoscaling(before), Scale::Autoscaling(after)) if before.desired == after.desired => {
+            known.count.clamp(after.min, after.max.max(after.min))
+        }
+        _ => scale.initial(),
+    }
+}
+
+/// The last octet of a replica's address, when the address is one that its machine may give away.
+fn host_number(machine: &Machine, ip: IpAddr) -> Option<u8> {
+    let IpAddr::V4(address) = ip else {
+        return None;
+    };
+    let host = address.octets()[3];
+    (machine.network.cidr.contains(&address) && (HOST_MIN..=HOST_MAX).contains(&host)).then_some(host)
+}
+
+fn taken_address(placed: &Placed) -> ApplyError {
+    ApplyError::AddressTaken {
+        replica_id: placed.replica_id.clone(),
+        ip: placed.ip,
+    }
+}
