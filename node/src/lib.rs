@@ -1,5 +1,27 @@
 //! The node daemon of Berth.
+//!
+//! ```text
+//! link ──Input──▶ reconcile (owns plan::NodeCore, the only one that decides)
+//!                   │  writes ledger, then
+//!                   ├──▶ execute ──▶ host::Host (containerd, image, net, volume, log keeper)
+//!                   └──▶ status (watch) ──▶ link, status socket, dns, health
+//! ```
+//!
+//! | task | owner | input | output |
+//! | --- | --- | --- | --- |
+//! | reconcile | `main` | `Input` (bounded queue), finished steps, runtime changes, its wake-up | steps, snapshot |
+//! | a step | reconcile's join set | one step of one replica | its result |
+//! | ledger thread | `ledger::Ledger` | writes (bounded queue) | committed sequence |
+//! | link | `main` | snapshot, acks, events, log chunks | `Input` |
+//! | dns | `main` | directory | answers |
+//! | health | `main` | probes wanted | `Input` |
+//! | status socket | `main` | snapshot | JSON |
+//!
+//! Start is recovery and kill -9 is a supported way to stop: containers outlive the daemon and are adopted from the
+//! runtime's own labels.
 
+pub mod clock;
+pub mod config;
 pub mod dns;
 pub mod health;
 pub mod host;
