@@ -1,1 +1,1 @@
-
+pub mod oci_layout;

@@ -41,8 +41,20 @@ pub struct Cgroup {
 const ROOT: &str = "/sys/fs/cgroup";
 /// The v1 hierarchies that runc makes directories in.
 const V1_CONTROLLERS: [&str; 14] = [
-    "blkio", "cpu", "cpuacct", "cpu,cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "net_cls",
-    "net_prio", "perf_event", "pids", "systemd",
+    "blkio",
+    "cpu",
+    "cpuacct",
+    "cpu,cpuacct",
+    "cpuset",
+    "devices",
+    "freezer",
+    "hugetlb",
+    "memory",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "pids",
+    "systemd",
 ];
 
 impl Cgroup {
@@ -95,7 +107,11 @@ impl Cgroup {
             .iter()
             .flat_map(|directory| tree(directory))
             .filter_map(|directory| fs::read_to_string(directory.join("cgroup.procs")).ok())
-            .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<i32>>())
+            .flat_map(|text| {
+                text.lines()
+                    .filter_map(|line| line.parse().ok())
+                    .collect::<Vec<i32>>()
+            })
             // Zero stands for a process outside our pid namespace.
             .filter(|pid| *pid > 0)
             .collect()
@@ -185,7 +201,11 @@ impl Cgroup {
             // Where cpu and cpuacct are one hierarchy and the links to it are missing.
             "cpu,cpuacct".to_owned(),
         ];
-        let count = if controller.starts_with("cpu") && controller != "cpuset" { 2 } else { 1 };
+        let count = if controller.starts_with("cpu") && controller != "cpuset" {
+            2
+        } else {
+            1
+        };
         for name in &names[..count] {
             let hierarchy = self.root.join(name);
             if hierarchy.join("cgroup.procs").exists() {
@@ -261,7 +281,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let root = root.path();
         write(root, "cgroup.controllers", "cpu memory pids\n");
-        write(root, "b/r/cpu.stat", "usage_usec 1500\nnr_periods 4\nnr_throttled 3\n");
+        write(
+            root,
+            "b/r/cpu.stat",
+            "usage_usec 1500\nnr_periods 4\nnr_throttled 3\n",
+        );
         write(root, "b/r/memory.current", "5000\n");
         write(root, "b/r/memory.stat", "anon 1\ninactive_file 1000\n");
         write(root, "b/r/memory.events", "low 0\noom 1\noom_kill 2\n");
@@ -288,10 +312,22 @@ mod tests {
         write(root, "unified/cgroup.controllers", "hugetlb\n");
         write(root, "unified/b/r/cpu.stat", "usage_usec 9\n");
         write(root, "cpuacct/b/r/cpuacct.usage", "77\n");
-        write(root, "cpu/b/r/cpu.stat", "nr_periods 2\nnr_throttled 1\nthrottled_time 5\n");
+        write(
+            root,
+            "cpu/b/r/cpu.stat",
+            "nr_periods 2\nnr_throttled 1\nthrottled_time 5\n",
+        );
         write(root, "memory/b/r/memory.usage_in_bytes", "10\n");
-        write(root, "memory/b/r/memory.stat", "inactive_file 1\ntotal_inactive_file 4\n");
-        write(root, "memory/b/r/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n");
+        write(
+            root,
+            "memory/b/r/memory.stat",
+            "inactive_file 1\ntotal_inactive_file 4\n",
+        );
+        write(
+            root,
+            "memory/b/r/memory.oom_control",
+            "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n",
+        );
         write(root, "pids/b/r/pids.current", "3\n");
         let usage = Cgroup::under(root, "b/r").usage().unwrap();
         let expected = Usage {

@@ -32,9 +32,9 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+pub(crate) use call::{Headers, Tolerate, within};
 pub use call::{RuntimeError, RuntimeErrorClass};
 pub use lifecycle::SignalTarget;
-pub(crate) use call::{Headers, Tolerate, within};
 
 use super::cgroup;
 use super::image::PulledImage;
@@ -188,12 +188,11 @@ impl Runtime {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn connect(config: RuntimeConfig) -> Result<Self, RuntimeError> {
-        let namespace: MetadataValue<Ascii> =
-            config.namespace.parse().map_err(|_| RuntimeError::Failed {
-                operation: "use namespace",
-                object: config.namespace.clone(),
-                message: "not ASCII".into(),
-            })?;
+        let namespace: MetadataValue<Ascii> = config.namespace.parse().map_err(|_| RuntimeError::Failed {
+            operation: "use namespace",
+            object: config.namespace.clone(),
+            message: "not ASCII".into(),
+        })?;
         let (events, _) = broadcast::channel(1024);
         let inner = Arc::new(Inner {
             channel: lazy_channel(config.socket.clone()),
@@ -209,10 +208,7 @@ impl Runtime {
             cancel: CancellationToken::new(),
         });
         let guard = Some(Arc::new(inner.cancel.clone().drop_guard()));
-        let runtime = Self {
-            inner,
-            _guard: guard,
-        };
+        let runtime = Self { inner, _guard: guard };
         runtime.start_watcher();
         Ok(runtime)
     }

@@ -257,7 +257,8 @@ mod tests {
         let error = RuntimeError::Failed {
             operation: "start task",
             object: "a".into(),
-            message: "OCI runtime create failed: exec: \"/nope\": stat /nope: no such file or directory".into(),
+            message: "OCI runtime create failed: exec: \"/nope\": stat /nope: no such file or directory"
+                .into(),
         };
         assert!(error.is_bad_program());
     }

@@ -177,11 +177,7 @@ impl Runtime {
     }
 
     /// Waits for the end of a task in a background task, once per task. `pid` gives the pid once it is known.
-    pub(super) fn wait_for_exit(
-        &self,
-        id: &str,
-        pid: impl Future<Output = Option<u32>> + Send + 'static,
-    ) {
+    pub(super) fn wait_for_exit(&self, id: &str, pid: impl Future<Output = Option<u32>> + Send + 'static) {
         let (waiter, id) = (self.unguarded(), id.to_owned());
         self.inner.tracker.spawn(async move {
             let cancel = waiter.inner.cancel.clone();

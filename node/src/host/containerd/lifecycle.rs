@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use berth_api::time::{Timestamp, monotonic};
 use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest};
 use containerd_client::services::v1::{
-    Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest, GetRequest,
-    KillRequest, ListContainersRequest, ListTasksRequest, StartRequest, UpdateTaskRequest, container,
+    Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest,
+    GetRequest, KillRequest, ListContainersRequest, ListTasksRequest, StartRequest, UpdateTaskRequest,
+    container,
 };
 use containerd_client::types::Mount;
 use containerd_client::types::v1::{Process, Status as WireStatus};
@@ -24,7 +25,8 @@ use tracing::{info, warn};
 use super::call::{Tolerate as _, within};
 use super::events::timestamp;
 use super::{
-    ContainerPlan, Exit, Known, LABEL_CGROUP, Runtime, RuntimeContainer, RuntimeError, TaskState, TaskStatus, shim,
+    ContainerPlan, Exit, Known, LABEL_CGROUP, Runtime, RuntimeContainer, RuntimeError, TaskState, TaskStatus,
+    shim,
 };
 use crate::host::cgroup::Cgroup;
 
@@ -282,7 +284,9 @@ impl Runtime {
         let containers = self
             .headers()
             .request(ListContainersRequest::default(), Some(deadline));
-        let tasks = self.headers().request(ListTasksRequest::default(), Some(deadline));
+        let tasks = self
+            .headers()
+            .request(ListTasksRequest::default(), Some(deadline));
         let (containers, tasks) = tokio::join!(
             within("list containers", "", deadline, async {
                 self.client().containers().list(containers).await
@@ -432,7 +436,11 @@ impl Runtime {
     }
 
     async fn delete_task_once(&self, id: &str, oom_kills: u64) -> Result<Exit, RuntimeError> {
-        let deadline = self.inner.config.task_timeout.min(self.inner.config.delete_timeout / 4);
+        let deadline = self
+            .inner
+            .config
+            .task_timeout
+            .min(self.inner.config.delete_timeout / 4);
         let request = DeleteTaskRequest {
             container_id: id.to_owned(),
         };

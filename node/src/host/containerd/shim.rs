@@ -14,8 +14,7 @@ pub(super) fn find(namespace: &str, id: &str, socket: &Path) -> Vec<Pid> {
     processes
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
         .filter(|pid| {
-            fs::read(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|line| serves(&line, namespace, id, socket))
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| serves(&line, namespace, id, socket))
         })
         .filter_map(Pid::from_raw)
         .collect()
@@ -54,13 +53,19 @@ mod tests {
 
     #[test]
     fn knows_a_shim_by_namespace_id_and_address() {
-        let line = b"/usr/bin/containerd-shim-runc-v2\0-namespace\0m1\0-id\0reader-1\0-address\0/run/c.sock\0";
+        let line =
+            b"/usr/bin/containerd-shim-runc-v2\0-namespace\0m1\0-id\0reader-1\0-address\0/run/c.sock\0";
         let socket = Path::new("/run/c.sock");
         assert!(serves(line, "m1", "reader-1", socket));
         assert!(!serves(line, "m1", "reader-10", socket));
         assert!(!serves(line, "m2", "reader-1", socket));
         assert!(!serves(line, "m1", "reader-1", Path::new("/run/other.sock")));
-        assert!(!serves(b"/bin/grep\0-namespace\0m1\0-id\0reader-1\0", "m1", "reader-1", socket));
+        assert!(!serves(
+            b"/bin/grep\0-namespace\0m1\0-id\0reader-1\0",
+            "m1",
+            "reader-1",
+            socket
+        ));
         assert!(!serves(b"", "m1", "reader-1", socket));
     }
 }

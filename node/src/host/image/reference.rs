@@ -37,7 +37,9 @@ impl fmt::Display for Selector {
 
 /// A text that is no reference to an image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no image reference: {reason}; write for example nginx:1.27, registry:5000/app@sha256:.. or oci-layout:/images/app:v1")]
+#[error(
+    "{text:?} is no image reference: {reason}; write for example nginx:1.27, registry:5000/app@sha256:.. or oci-layout:/images/app:v1"
+)]
 pub struct InvalidReference {
     pub text: String,
     pub reason: &'static str,
@@ -139,7 +141,11 @@ fn registry(text: &str) -> Result<Reference, &'static str> {
         Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path),
         _ => ("docker.io", name),
     };
-    let host = if host == "index.docker.io" { "docker.io" } else { host };
+    let host = if host == "index.docker.io" {
+        "docker.io"
+    } else {
+        host
+    };
     if !is_host(host) {
         return Err("the registry is malformed");
     }
@@ -166,13 +172,18 @@ fn registry(text: &str) -> Result<Reference, &'static str> {
 /// `sha256:` and 64 lower-case hexadecimal digits: the only algorithm in use.
 pub(super) fn is_digest(text: &str) -> bool {
     text.strip_prefix("sha256:").is_some_and(|hex| {
-        hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        hex.len() == 64
+            && hex
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     })
 }
 
 fn is_tag(text: &str) -> bool {
     let mut bytes = text.bytes();
-    let first = bytes.next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let first = bytes
+        .next()
+        .is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
     first
         && text.len() <= TAG_LEN_MAX
         && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
@@ -222,7 +233,10 @@ mod tests {
             ("index.docker.io/redis", "docker.io/library/redis:latest".into()),
             ("localhost/app", "localhost/app:latest".into()),
             ("localhost:5000/app", "localhost:5000/app:latest".into()),
-            ("127.0.0.1:5000/a/b-c__d:v1.0", "127.0.0.1:5000/a/b-c__d:v1.0".into()),
+            (
+                "127.0.0.1:5000/a/b-c__d:v1.0",
+                "127.0.0.1:5000/a/b-c__d:v1.0".into(),
+            ),
             ("ghcr.io/o/r:T", "ghcr.io/o/r:T".into()),
             (&format!("r.io/a:v1@{digest}"), format!("r.io/a@{digest}")),
             ("oci-layout:/a/b", "oci-layout:/a/b".into()),
