@@ -466,8 +466,11 @@ pub fn event(cursor: &Cursor<'_>) -> Option<Event> {
     })
 }
 
+/// Makes an [`InvolvedObject`] of one kind from its id.
+pub type MakeObject = fn(String) -> InvolvedObject;
+
 /// The wire's words for kinds of involved objects.
-pub const OBJECT_KINDS: [(&str, fn(String) -> InvolvedObject); 5] = [
+pub const OBJECT_KINDS: [(&str, MakeObject); 5] = [
     ("cluster", InvolvedObject::Cluster),
     ("container", InvolvedObject::Container),
     ("replica", InvolvedObject::Replica),

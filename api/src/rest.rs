@@ -13,9 +13,12 @@
 
 pub mod cluster;
 pub mod container;
+mod contradiction;
+pub(crate) mod declaration;
 pub mod node;
 pub mod operator;
-pub(crate) mod pattern;
+mod pattern;
+mod update;
 
 use serde::{Deserialize, Serialize};
 

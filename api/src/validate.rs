@@ -20,7 +20,8 @@ use std::cell::RefCell;
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 /// One thing that is wrong with an input.
@@ -112,6 +113,112 @@ pub fn read<T>(value: &Value, reader: impl FnOnce(&Cursor<'_>) -> Option<T>) -> 
     Ok(result.expect("a reader that gives nothing has recorded a fault"))
 }
 
+/// Parses JSON. A member that is there twice is a fault: which of the two was meant, nobody knows.
+///
+/// # Errors
+/// With the place of the first syntax fault, or with every repeated member.
+pub fn parse_json(text: &[u8]) -> Result<Value, Faults> {
+    let repeated = RefCell::new(Vec::new());
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let seed = Strict {
+        path: String::new(),
+        repeated: &repeated,
+    };
+    let value = seed
+        .deserialize(&mut deserializer)
+        .and_then(|value| deserializer.end().map(|()| value))
+        .map_err(|error| Faults::one("", format!("is not JSON: {error}")))?;
+    Faults::check(repeated.into_inner())?;
+    Ok(value)
+}
+
+/// Builds a [`Value`] and notes members that are there twice.
+struct Strict<'a> {
+    path: String,
+    repeated: &'a RefCell<Vec<Fault>>,
+}
+
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(value) = sequence.next_element_seed(Strict {
+            path: format!("{}[{}]", self.path, list.len()),
+            repeated: self.repeated,
+        })? {
+            list.push(value);
+        }
+        Ok(Value::Array(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut object = serde_json::Map::new();
+        while let Some(name) = map.next_key::<String>()? {
+            let path = member_path(&self.path, &name);
+            let value = map.next_value_seed(Strict {
+                path: path.clone(),
+                repeated: self.repeated,
+            })?;
+            if object.insert(name, value).is_some() {
+                self.repeated.borrow_mut().push(Fault {
+                    path,
+                    problem: "is there twice; keep one".to_owned(),
+                });
+            }
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+fn member_path(parent: &str, name: &str) -> String {
+    let plain = !name.is_empty()
+        && name
+            .chars()
+            .all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '/'));
+    match (parent.is_empty(), plain) {
+        (true, true) => name.to_owned(),
+        (false, true) => format!("{parent}.{name}"),
+        (_, false) => format!("{parent}[{:?}]", cut(name, SHOWN_CHARS_MAX)),
+    }
+}
+
 /// A place in the input, present or not. `null` counts as absent, as everywhere in the wire API.
 #[derive(Debug, Clone)]
 pub struct Cursor<'a> {
@@ -125,15 +232,7 @@ impl<'a> Cursor<'a> {
     #[must_use]
     pub fn member(&self, name: &str) -> Self {
         let value = self.value.and_then(|value| value.get(name));
-        let plain = !name.is_empty()
-            && name
-                .chars()
-                .all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '/'));
-        let path = match (self.path.is_empty(), plain) {
-            (true, true) => name.to_owned(),
-            (false, true) => format!("{}.{name}", self.path),
-            (_, false) => format!("{}[{name:?}]", self.path),
-        };
+        let path = member_path(&self.path, name);
         Self {
             value,
             path,
@@ -482,6 +581,22 @@ mod tests {
         assert_eq!(
             found,
             ["x: -1 is out of range; write a whole number of at least 0"]
+        );
+    }
+
+    #[test]
+    fn repeated_members_are_all_named() {
+        let faults = parse_json(br#"{"a": 1, "b": [{"c": 1, "c": 2}], "a": 2}"#).unwrap_err();
+        assert_eq!(
+            faults.to_string(),
+            "b[0].c: is there twice; keep one\na: is there twice; keep one"
+        );
+        let faults = parse_json(b"{\"a\": }").unwrap_err();
+        assert!(faults.to_string().contains("line 1 column 7"), "{faults}");
+        let text = r#"{"a": [1, -2, 0.5, "x", null, true]}"#;
+        assert_eq!(
+            parse_json(text.as_bytes()).unwrap(),
+            serde_json::from_str::<Value>(text).unwrap()
         );
     }
 

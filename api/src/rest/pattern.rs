@@ -156,7 +156,8 @@ mod tests {
 
     #[test]
     fn patterns_accept_and_refuse() {
-        let cases: [(fn(&str) -> bool, &str, &str); 12] = [
+        type Pattern = fn(&str) -> bool;
+        let cases: [(Pattern, &str, &str); 12] = [
             (is_gpu, "nvidia-t4", "NVIDIA T4"),
             (
                 is_base64,
