@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what is missing on Debian and Ubuntu, one line each with the reason; elsewhere lists it and stops.
-# Usage: setup.sh [build] [run] [test]
+# Usage: setup.sh [build] [run] [demo] [test]
 set -euo pipefail
 
 # purpose | what must exist (a program or a file) | package | why
@@ -19,6 +19,7 @@ run|ip|iproute2|makes the machines of berth dev
 run|mkfs.ext4|e2fsprogs|makes the ephemeral file systems
 run|nsenter|util-linux|enters a machine's network
 run|jq|jq|lets the demo read the programs' JSON
+demo|mmdebstrap|mmdebstrap|makes the PostgreSQL image of the demo
 test|docker-registry|docker-registry|the registry that images are pulled from in tests
 test|busybox|busybox-static|a shell for test containers
 LIST
