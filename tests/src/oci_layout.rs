@@ -77,6 +77,8 @@ impl Entry {
 #[derive(Debug, Clone, Default)]
 pub struct Image {
     pub layers: Vec<Vec<Entry>>,
+    /// Ready-made layers, uncompressed tars, above `layers`.
+    pub tars: Vec<Vec<u8>>,
     pub entrypoint: Vec<String>,
     pub cmd: Vec<String>,
     pub env: Vec<String>,
@@ -158,8 +160,7 @@ impl Image {
         fs::create_dir_all(directory.join("blobs/sha256"))?;
         let mut layers = Vec::new();
         let mut diff_ids = Vec::new();
-        for entries in &self.layers {
-            let tar = layer_tar(entries)?;
+        for tar in self.layer_tars()? {
             diff_ids.push(digest(&tar));
             let (suffix, stored) = self.compressed(tar)?;
             let (digest, size) = write_blob(directory, &stored)?;
@@ -190,8 +191,7 @@ impl Image {
         let mut archive = tar::Builder::new(fs::File::create(file)?);
         let mut diff_ids = Vec::new();
         let mut paths = Vec::new();
-        for entries in &self.layers {
-            let tar = layer_tar(entries)?;
+        for tar in self.layer_tars()? {
             let digest = digest(&tar);
             let path = format!("{}/layer.tar", hex_of(&digest));
             append(&mut archive, &path, &tar)?;
@@ -218,6 +218,16 @@ impl Image {
         archive.append_dir_all(".", directory.path())?;
         archive.finish()?;
         Ok(digest)
+    }
+
+    fn layer_tars(&self) -> anyhow::Result<Vec<Vec<u8>>> {
+        let mut tars = self
+            .layers
+            .iter()
+            .map(|entries| layer_tar(entries))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        tars.extend_from_slice(&self.tars);
+        Ok(tars)
     }
 
     fn config(&self, diff_ids: &[String]) -> Vec<u8> {
