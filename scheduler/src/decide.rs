@@ -1,15 +1,24 @@
 //! The decision: what changes now, and what everything that did not change waits for. Pure data.
+//!
+//! [`decide`] plans on a copy of the world and applies what it has decided to that copy, round after round, until a round
+//! changes nothing. So deciding again on the applied result, nothing else having happened, gives no entry.
 
-use berth_api::id::ContainerName;
-use berth_api::time::Timestamp;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 
-use crate::entry::Entry;
-use crate::liveness::{Freeze, Limits};
+use berth_api::id::{ContainerName, MachineId, ReplicaId};
+
+use crate::announce;
+use crate::entry::{Entry, MachineHealthState, Placed, StopCause};
+use crate::liveness::{self, Freeze, Limits};
+use crate::placement::{self, Fleet, Place, Request, Unplaced};
+use crate::reconcile::{self, Plan, Purpose, Start, Wait, WaitReason};
 use crate::world::{Now, Observed, World};
 
 /// What to append, in this order, and why nothing else.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Decision {
+    /// Changes and the events that announce them.
     pub entries: Vec<Entry>,
     pub report: Report,
 }
@@ -18,25 +27,337 @@ pub struct Decision {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Report {
     pub freeze: Option<Freeze>,
+    /// Ordered by container, then by replica.
     pub waits: Vec<Wait>,
 }
 
-/// One thing that waits.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wait {
-    pub container: ContainerName,
-    pub reason: String,
-    pub since: Timestamp,
-}
+/// Rounds until nothing changes: liveness, then stops, then places, then one replica that makes room and what follows from
+/// it. More than these means that two rules undo each other.
+const ROUNDS_MAX: usize = 8;
 
 /// Decides. Deciding again on the applied result, nothing else changed, gives no entry.
+///
+/// # Panics
+/// When the rules do not come to rest, or decide what contradicts the world.
 #[must_use]
 pub fn decide(world: &World, observed: &Observed, limits: &Limits, now: Now) -> Decision {
+    let freeze_before = liveness::freeze(world, observed, limits, now);
+    let mut draft = Draft {
+        world: Cow::Borrowed(world),
+        observed,
+        limits,
+        now,
+        entries: vec![],
+    };
+    for entry in liveness::changes(world, observed, limits, now) {
+        draft.push(entry);
+    }
+    draft.push_gone();
+    let freeze = liveness::freeze(&draft.world, observed, limits, now);
+    let mut rounds = 0;
+    let outcome = loop {
+        let count_before = draft.entries.len();
+        let outcome = draft.round();
+        if draft.entries.len() == count_before {
+            break outcome;
+        }
+        rounds += 1;
+        assert!(
+            rounds < ROUNDS_MAX,
+            "the rules undo each other: {:?}",
+            draft.entries
+        );
+    };
+    draft.push_unplaced(&outcome.unplaced);
+    if let Some(freeze) = freeze.filter(|_| freeze_before.is_none()) {
+        let event = announce::cluster_wide_failure(&draft.world, freeze, now.wall);
+        draft.entries.push(event);
+    }
     Decision {
-        entries: crate::liveness::changes(world, observed, limits, now),
+        entries: draft.entries,
         report: Report {
-            freeze: crate::liveness::freeze(world, observed, limits, now),
-            waits: vec![],
+            freeze,
+            waits: outcome.waits,
         },
     }
+}
+
+/// What waits after a round, and how many replicas of each container have no place.
+#[derive(Default)]
+struct Outcome {
+    waits: Vec<Wait>,
+    unplaced: BTreeMap<ContainerName, u32>,
+}
+
+/// The world as it will be, and the entries that make it so.
+struct Draft<'a> {
+    world: Cow<'a, World>,
+    observed: &'a Observed,
+    limits: &'a Limits,
+    now: Now,
+    entries: Vec<Entry>,
+}
+
+/// Starts of one container that are asked for together with those of all others.
+struct Wanted {
+    container: ContainerName,
+    start: Start,
+}
+
+impl Draft<'_> {
+    /// Appends an entry and what announces it.
+    fn push(&mut self, entry: Entry) {
+        let events = announce::announce(&self.world, self.observed, &entry);
+        self.world.to_mut().apply(&entry);
+        self.entries.push(entry);
+        self.entries.extend(events);
+    }
+
+    fn push_gone(&mut self) {
+        let gone: Vec<ReplicaId> = self
+            .world
+            .replicas()
+            .values()
+            .filter(|replica| self.observed.is_gone(replica))
+            .map(|replica| replica.replica_id.clone())
+            .collect();
+        for replica_id in gone {
+            let at = self.now.wall;
+            self.push(Entry::ReplicaGone { replica_id, at });
+        }
+    }
+
+    fn push_stop(&mut self, replica_id: ReplicaId, cause: StopCause) {
+        let at = self.now.wall;
+        self.push(Entry::ReplicaStopping {
+            replica_id,
+            cause,
+            at,
+        });
+    }
+
+    fn push_unplaced(&mut self, unplaced: &BTreeMap<ContainerName, u32>) {
+        let changed: Vec<(ContainerName, u32)> = self
+            .world
+            .containers()
+            .iter()
+            .map(|(name, container)| (name, container.unplaced, unplaced.get(name).copied().unwrap_or(0)))
+            .filter(|(_, before, after)| before != after)
+            .map(|(name, _, after)| (name.clone(), after))
+            .collect();
+        for (container, count) in changed {
+            let at = self.now.wall;
+            self.push(Entry::UnplacedChanged { container, count, at });
+        }
+    }
+
+    /// Every container once: stops first, since they free nothing yet but decide what starts.
+    fn round(&mut self) -> Outcome {
+        let names: Vec<ContainerName> = self.world.containers().keys().cloned().collect();
+        let mut outcome = Outcome::default();
+        let (mut wanted, mut plans) = (vec![], vec![]);
+        for name in names {
+            let mut plan = reconcile::reconcile(&self.world, self.observed, self.limits, self.now, &name);
+            for (replica_id, cause) in std::mem::take(&mut plan.stop) {
+                self.push_stop(replica_id, cause);
+            }
+            let starts = std::mem::take(&mut plan.start).into_iter();
+            wanted.extend(starts.map(|start| Wanted {
+                container: name.clone(),
+                start,
+            }));
+            outcome.waits.append(&mut plan.wait);
+            plans.push((name, plan));
+        }
+        let no_room = self.place(wanted, &mut outcome);
+        for (name, plan) in &plans {
+            self.make_room(plan, no_room.get(name));
+            self.move_stateful(name, plan, &mut outcome);
+        }
+        outcome.waits.sort_by(|one, other| {
+            (&one.container, &one.replica_id).cmp(&(&other.container, &other.replica_id))
+        });
+        outcome
+    }
+
+    /// Places what has a place; gives, for each container, why a surge of it has none.
+    fn place(
+        &mut self,
+        wanted: Vec<Wanted>,
+        outcome: &mut Outcome,
+    ) -> BTreeMap<ContainerName, Box<Unplaced>> {
+        let mut no_room = BTreeMap::new();
+        if wanted.is_empty() {
+            return no_room;
+        }
+        let places = {
+            let world = &self.world;
+            let requests: Vec<Request<'_>> = wanted
+                .iter()
+                .map(|wanted| request(world, &wanted.container, wanted.start.ordinal, None))
+                .collect();
+            placement::place(&Fleet::of(world), &requests)
+        };
+        for (wanted, place) in wanted.into_iter().zip(places) {
+            match place {
+                Ok(place) => self.push_place(wanted, place),
+                Err(unplaced) => self.wait_for_place(&wanted, unplaced, &mut no_room, outcome),
+            }
+        }
+        no_room
+    }
+
+    fn push_place(&mut self, wanted: Wanted, place: Place) {
+        let container = self
+            .world
+            .container(&wanted.container)
+            .expect("only containers that are there ask for places");
+        let replica_id = match wanted.start.ordinal {
+            Some(ordinal) => ReplicaId::stateful(&wanted.container, ordinal),
+            None => stateless_id(&self.world, &wanted.container, &place.machine_id),
+        };
+        let placed = Placed {
+            replica_id,
+            ordinal: wanted.start.ordinal,
+            revision: container.revision,
+            container: wanted.container,
+            machine_id: place.machine_id,
+            ip: place.ip,
+            host_port: place.host_port,
+            at: self.now.wall,
+        };
+        self.push(Entry::ReplicaPlaced(placed));
+        if let Purpose::InsteadOf(former) = wanted.start.purpose {
+            self.push_stop(former, StopCause::MachineUnhealthy);
+        }
+    }
+
+    fn wait_for_place(
+        &self,
+        wanted: &Wanted,
+        unplaced: Box<Unplaced>,
+        no_room: &mut BTreeMap<ContainerName, Box<Unplaced>>,
+        outcome: &mut Outcome,
+    ) {
+        let name = &wanted.container;
+        let container = self
+            .world
+            .container(name)
+            .expect("only containers that are there ask for places");
+        let since = container.unplaced_since.unwrap_or(self.now.wall);
+        let (replica_id, reason) = match &wanted.start.purpose {
+            Purpose::Missing | Purpose::InsteadOf(_) => {
+                // A silent machine gives nothing back, so nobody is made to wait for it.
+                let is_room_coming = self.world.replicas_of(name).any(|replica| {
+                    !replica.is_live()
+                        && self
+                            .world
+                            .machine(&replica.machine_id)
+                            .is_some_and(|machine| machine.health == MachineHealthState::Running)
+                });
+                let replica_id = match &wanted.start.purpose {
+                    Purpose::InsteadOf(former) => Some(former.clone()),
+                    Purpose::Missing | Purpose::Surge => wanted
+                        .start
+                        .ordinal
+                        .map(|ordinal| ReplicaId::stateful(name, ordinal)),
+                };
+                if is_room_coming {
+                    (replica_id, WaitReason::RoomComing)
+                } else {
+                    *outcome.unplaced.entry(name.clone()).or_default() += 1;
+                    (replica_id, WaitReason::NoPlace(unplaced))
+                }
+            }
+            Purpose::Surge => {
+                no_room.entry(name.clone()).or_insert_with(|| unplaced.clone());
+                (None, WaitReason::NoRoomToMove(unplaced))
+            }
+        };
+        outcome.waits.push(Wait {
+            container: name.clone(),
+            replica_id,
+            reason,
+            since,
+        });
+    }
+
+    fn make_room(&mut self, plan: &Plan, no_room: Option<&Box<Unplaced>>) {
+        if let (Some(replica_id), Some(_)) = (&plan.make_room, no_room) {
+            self.push_stop(replica_id.clone(), StopCause::Updated);
+        }
+    }
+
+    /// Stops a replica of a draining machine when its replacement would have a place.
+    fn move_stateful(&mut self, name: &ContainerName, plan: &Plan, outcome: &mut Outcome) {
+        for replica_id in &plan.moving {
+            let Some(replica) = self.world.replica(replica_id) else {
+                continue;
+            };
+            let request = request(&self.world, name, replica.ordinal, Some(replica_id));
+            let place = placement::place(&Fleet::of(&self.world), &[request]).pop();
+            match place.expect("one request has one outcome") {
+                Ok(_) => self.push_stop(replica_id.clone(), StopCause::MachineDraining),
+                Err(unplaced) => outcome.waits.push(Wait {
+                    container: name.clone(),
+                    replica_id: Some(replica_id.clone()),
+                    reason: WaitReason::NoRoomToMove(unplaced),
+                    since: self
+                        .world
+                        .machine(&replica.machine_id)
+                        .and_then(|machine| machine.draining_since)
+                        .unwrap_or(self.now.wall),
+                }),
+            }
+        }
+    }
+}
+
+pub(crate) fn request<'a>(
+    world: &'a World,
+    name: &ContainerName,
+    ordinal: Option<u32>,
+    instead_of: Option<&'a ReplicaId>,
+) -> Request<'a> {
+    let container = world
+        .container(name)
+        .expect("only containers that are there ask for places");
+    Request {
+        spec: &container.spec,
+        ordinal,
+        replicas: container.wanted(),
+        instead_of,
+    }
+}
+
+/// Letters and digits of a stateless suffix, and how many suffixes there are: 36^5.
+const SUFFIX_DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+const SUFFIX_LEN: u32 = 5;
+const SUFFIXES: u64 = 36u64.pow(SUFFIX_LEN);
+/// Coprime to 36, so that counting up walks through all suffixes before it repeats one, in an order that looks random.
+const SUFFIX_STEP: u64 = 22_695_479;
+const _: () = assert!(
+    SUFFIX_STEP % 2 != 0 && SUFFIX_STEP % 3 != 0,
+    "the step is coprime to 36"
+);
+
+/// An id that no replica of the container had within the last 60 million placements of the cluster.
+fn stateless_id(world: &World, container: &ContainerName, machine: &MachineId) -> ReplicaId {
+    let mut rest = (world.placed_count() % SUFFIXES) * SUFFIX_STEP % SUFFIXES;
+    let mut suffix = String::new();
+    for _ in 0..SUFFIX_LEN {
+        let digit = usize::try_from(rest % 36).expect("below 36");
+        suffix.push(char::from(SUFFIX_DIGITS[digit]));
+        rest /= 36;
+    }
+    // A machine id may be as long as a replica id may be; its end, being the more specific part, is what is kept.
+    let room = 512 - container.as_str().len() - suffix.len() - 2;
+    let machine = machine.as_str();
+    let mut start = machine.len().saturating_sub(room);
+    while !machine.is_char_boundary(start) {
+        start += 1;
+    }
+    let machine = machine.get(start..).expect("a boundary was looked for");
+    ReplicaId::new(format!("{container}-{machine}-{suffix}"))
+        .expect("short enough and without control characters")
 }

@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use berth_api::assignment::StopReason;
 use berth_api::cluster::{CapacityGroup, ClusterSpec};
 use berth_api::container::ContainerSpec;
+use berth_api::event::Event;
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
 use berth_api::machine::MachineSpec;
 use berth_api::time::Timestamp;
@@ -259,6 +260,10 @@ pub enum Entry {
         replica_id: ReplicaId,
         at: Timestamp,
     },
+    /// Something to tell people. Repeats are merged and old ones dropped by the world.
+    EventRecorded {
+        event: Box<Event>,
+    },
     /// The history before this may have been lost on the nodes' side of the link (restore, takeover): every set sent
     /// from now on outranks every set of an earlier epoch.
     EpochStarted {
@@ -291,6 +296,7 @@ impl Entry {
             | Self::ReplicaGone { at, .. }
             | Self::EpochStarted { at, .. } => *at,
             Self::ReplicaPlaced(placed) => placed.at,
+            Self::EventRecorded { event } => event.last_timestamp,
         }
     }
 }

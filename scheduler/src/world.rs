@@ -7,6 +7,7 @@
 //! A broken log never half-applies: [`World::try_apply`] checks first and changes afterwards.
 
 mod apply;
+mod events;
 mod observed;
 mod views;
 
@@ -25,6 +26,8 @@ use serde::{Deserialize, Serialize};
 use crate::entry::{Entry, MachineHealthState, StopCause, TokenDigest, TokenKind};
 
 pub use apply::ApplyError;
+pub(crate) use apply::{HOST_MAX, HOST_MIN};
+pub use events::{EVENTS_MAX, Events};
 pub use observed::{Now, Observed, ObservedMachine, Readiness};
 
 /// One cluster.
@@ -45,6 +48,7 @@ pub struct World {
     pub(crate) placed_count: u64,
     /// Entries applied so far, the first included.
     pub(crate) applied_count: u64,
+    pub(crate) events: Events,
 }
 
 /// A registered machine.
@@ -211,6 +215,18 @@ impl World {
     #[must_use]
     pub fn applied_count(&self) -> u64 {
         self.applied_count
+    }
+
+    /// Replicas ever placed.
+    #[must_use]
+    pub fn placed_count(&self) -> u64 {
+        self.placed_count
+    }
+
+    /// What happened lately.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.events
     }
 
     /// The lowest machine subnet that no registered machine owns; none when the container CIDR is used up.

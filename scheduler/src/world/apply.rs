@@ -8,7 +8,7 @@ use berth_api::id::{ContainerName, MachineId, ReplicaId};
 use berth_api::machine::{AssignedNetwork, MachineSpec};
 use berth_api::time::Timestamp;
 
-use super::{Allocated, Container, Machine, Replica, Stopping, World};
+use super::{Allocated, Container, Events, Machine, Replica, Stopping, World};
 use crate::entry::{Entry, MachineHealthState, Placed, Removal, StopCause};
 
 /// First and last host number of a replica's address in its machine's /24: the network, the gateway and the broadcast
@@ -80,6 +80,7 @@ impl World {
             last_generation: 0,
             placed_count: 0,
             applied_count: 1,
+            events: Events::default(),
         })
     }
 
@@ -170,6 +171,7 @@ impl World {
                 self.replica_stopping(replica_id, *cause, *at)?;
             }
             Entry::ReplicaGone { replica_id, .. } => self.replica_gone(replica_id)?,
+            Entry::EventRecorded { event } => self.events.record(event, self.applied_count + 1),
             Entry::EpochStarted { epoch, .. } => {
                 if *epoch <= self.epoch {
                     return Err(ApplyError::EpochNotHigher {

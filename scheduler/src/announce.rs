@@ -1,0 +1,262 @@
+//! Which events announce an entry. Pure; whoever appends an entry appends what announces it with it.
+//!
+//! Scheduler events carry no id of their own: the world names them by their place in the log.
+
+use berth_api::container::{ContainerSpec, Scale};
+use berth_api::event::{Event, EventDetails, EventSource, EventType, InvolvedObject};
+use berth_api::id::{ContainerName, MachineId};
+use berth_api::time::Timestamp;
+
+use crate::entry::{Entry, MachineHealthState, Placed};
+use crate::liveness::Freeze;
+use crate::world::{Container, Observed, World};
+
+/// The events of an entry that is about to be applied to `world`, as entries to follow it.
+#[must_use]
+pub fn announce(world: &World, observed: &Observed, entry: &Entry) -> Vec<Entry> {
+    let at = entry.at();
+    let event = match entry {
+        Entry::MachineRegistered {
+            spec, subnet_index, ..
+        } => {
+            let cidr = world.spec().subnet(*subnet_index).map(|cidr| cidr.to_string());
+            let details = EventDetails::MachineRegistered {
+                capacity_group: spec.capacity_group.to_string(),
+                zone: spec.zone.to_string(),
+                vpc_ip: spec.vpc_ip.to_string(),
+                container_cidr: cidr.unwrap_or_default(),
+            };
+            let message = format!(
+                "machine {} registered in group {}",
+                spec.machine_id, spec.capacity_group
+            );
+            Some(event(
+                EventType::Info,
+                message,
+                machine(&spec.machine_id),
+                details,
+                at,
+            ))
+        }
+        Entry::MachineHealthChanged {
+            machine_id, state, ..
+        } => health_changed(world, observed, machine_id, *state, at),
+        Entry::MachineDraining { machine_id, .. } => draining(world, machine_id, at),
+        Entry::ContainerPut { spec, .. } => put(world, spec, at),
+        Entry::ContainerStopped { container, .. } => {
+            let message = format!("container {container} was stopped");
+            let details = EventDetails::ContainerStopped {};
+            Some(event(EventType::Info, message, object(container), details, at))
+        }
+        Entry::ContainerStarted { container, .. } => {
+            let message = format!("container {container} was started");
+            let details = EventDetails::ContainerStarted {};
+            Some(event(EventType::Info, message, object(container), details, at))
+        }
+        Entry::ContainerDeleted { container, .. } => {
+            let details = EventDetails::ContainerDeleted {
+                replicas_removed: world.replicas_of(container).count() as u64,
+            };
+            let message = format!("container {container} was deleted");
+            Some(event(EventType::Info, message, object(container), details, at))
+        }
+        Entry::UnplacedChanged { container, count, .. } => unplaced(world, container, *count, at),
+        Entry::ReplicaPlaced(placed) => Some(scheduled(world, placed)),
+        Entry::ClusterCreated { .. }
+        | Entry::ClusterDeleted { .. }
+        | Entry::GroupsChanged { .. }
+        | Entry::TokenRotated { .. }
+        | Entry::TokensRevoked { .. }
+        | Entry::MachineRemoved { .. }
+        | Entry::MachineDrainCancelled { .. }
+        | Entry::ReplicaStopping { .. }
+        | Entry::ReplicaGone { .. }
+        | Entry::EventRecorded { .. }
+        | Entry::EpochStarted { .. } => None,
+    };
+    event.into_iter().map(recorded).collect()
+}
+
+/// A freeze began.
+#[must_use]
+pub fn cluster_wide_failure(world: &World, freeze: Freeze, at: Timestamp) -> Entry {
+    let details = EventDetails::ClusterWideFailure {
+        unhealthy_machine_count: freeze.unhealthy.into(),
+        total_machine_count: freeze.total.into(),
+        unhealthy_percent: f64::from(freeze.unhealthy) * 100.0 / f64::from(freeze.total.max(1)),
+    };
+    let cluster = InvolvedObject::Cluster(world.spec().cluster_id.to_string());
+    let message = "too many machines are unhealthy: nothing moves until they are back".to_owned();
+    recorded(event(EventType::Error, message, cluster, details, at))
+}
+
+fn recorded(event: Event) -> Entry {
+    Entry::EventRecorded {
+        event: Box::new(event),
+    }
+}
+
+fn event(
+    kind: EventType,
+    message: String,
+    involved_object: InvolvedObject,
+    details: EventDetails,
+    at: Timestamp,
+) -> Event {
+    Event {
+        event_id: String::new(),
+        kind,
+        message,
+        first_timestamp: at,
+        last_timestamp: at,
+        count: 1,
+        involved_object,
+        source: EventSource::Scheduler,
+        details,
+    }
+}
+
+fn machine(id: &MachineId) -> InvolvedObject {
+    InvolvedObject::Machine(id.to_string())
+}
+
+fn object(container: &ContainerName) -> InvolvedObject {
+    InvolvedObject::Container(container.to_string())
+}
+
+fn health_changed(
+    world: &World,
+    observed: &Observed,
+    id: &MachineId,
+    state: MachineHealthState,
+    at: Timestamp,
+) -> Option<Event> {
+    let known = world.machine(id)?;
+    match state {
+        MachineHealthState::Initializing => None,
+        MachineHealthState::Running => {
+            let elapsed = at.since(known.health_since).as_millis();
+            let details = EventDetails::MachineReady {
+                peer_count: world.machines().len().saturating_sub(1) as u64,
+                transition_time_ms: u64::try_from(elapsed).unwrap_or(u64::MAX),
+            };
+            let message = match known.health {
+                MachineHealthState::Unhealthy => format!("machine {id} is back"),
+                MachineHealthState::Initializing | MachineHealthState::Running => {
+                    format!("machine {id} is ready")
+                }
+            };
+            Some(event(EventType::Info, message, machine(id), details, at))
+        }
+        MachineHealthState::Unhealthy => {
+            let heard = observed.machines.get(id).and_then(|machine| machine.heartbeat_at);
+            let details = EventDetails::MachineUnhealthy {
+                seconds_since_heartbeat: at.since(heard.unwrap_or(known.health_since)).as_secs(),
+                replica_count: known.replicas.len() as u64,
+            };
+            let message = format!("machine {id} is silent");
+            Some(event(EventType::Error, message, machine(id), details, at))
+        }
+    }
+}
+
+fn draining(world: &World, id: &MachineId, at: Timestamp) -> Option<Event> {
+    let known = world
+        .machine(id)
+        .filter(|machine| machine.draining_since.is_none())?;
+    let details = EventDetails::MachineDraining {
+        replica_count: known.replicas.len() as u64,
+    };
+    let message = format!("machine {id} is draining");
+    Some(event(EventType::Info, message, machine(id), details, at))
+}
+
+fn put(world: &World, spec: &ContainerSpec, at: Timestamp) -> Option<Event> {
+    let known = world
+        .container(&spec.name)
+        .filter(|known| known.deleted_since.is_none());
+    let Some(known) = known else {
+        let details = EventDetails::ContainerCreated {
+            capacity_group: spec.capacity_group.to_string(),
+            replicas: spec.scale.initial(),
+            stateful: spec.stateful,
+        };
+        let message = format!("container {} was created", spec.name);
+        return Some(event(EventType::Info, message, object(&spec.name), details, at));
+    };
+    let changes = changes(known, spec);
+    if changes.is_empty() {
+        return None;
+    }
+    let message = format!("container {} was updated: {}", spec.name, changes.join(", "));
+    let details = EventDetails::ContainerUpdated { changes };
+    Some(event(EventType::Info, message, object(&spec.name), details, at))
+}
+
+/// The wire's names of the members that differ.
+fn changes(known: &Container, spec: &ContainerSpec) -> Vec<String> {
+    let before = &known.spec;
+    let scale = match spec.scale {
+        Scale::Replicas(_) => "replicas",
+        Scale::Autoscaling(_) => "autoscaling",
+    };
+    [
+        ("image", before.image != spec.image),
+        ("resources", before.resources != spec.resources),
+        (scale, before.scale != spec.scale),
+        ("ports", before.ports != spec.ports),
+        ("volumes", before.volumes != spec.volumes),
+        ("env", before.env != spec.env),
+        ("command", before.command != spec.command),
+        ("healthCheck", before.health_check != spec.health_check),
+        (
+            "loadBalancerTarget",
+            before.load_balancer_target != spec.load_balancer_target,
+        ),
+        ("serviceAccount", before.service_account != spec.service_account),
+        ("sharedMounts", before.shared_mounts != spec.shared_mounts),
+        ("links", before.links != spec.links),
+    ]
+    .into_iter()
+    .filter(|(_, differs)| *differs)
+    .map(|(name, _)| name.to_owned())
+    .collect()
+}
+
+fn unplaced(world: &World, name: &ContainerName, count: u32, at: Timestamp) -> Option<Event> {
+    let known = world.container(name).filter(|_| count > 0)?;
+    let zones = known
+        .spec
+        .volumes
+        .iter()
+        .filter_map(|volume| volume.volume.zone());
+    let details = EventDetails::FailedScheduling {
+        attempted_replicas: count,
+        capacity_group: known.spec.capacity_group.to_string(),
+        required_zone: zones.map(ToString::to_string).next(),
+    };
+    let message = format!(
+        "no machine of group {} can take more of {name}",
+        known.spec.capacity_group
+    );
+    Some(event(EventType::Warning, message, object(name), details, at))
+}
+
+fn scheduled(world: &World, placed: &Placed) -> Event {
+    let zone = world
+        .machine(&placed.machine_id)
+        .map(|machine| machine.spec.zone.to_string());
+    let details = EventDetails::Scheduled {
+        container_name: placed.container.to_string(),
+        machine_id: placed.machine_id.to_string(),
+        zone: zone.unwrap_or_default(),
+        ip: placed.ip.to_string(),
+        ordinal: placed.ordinal,
+    };
+    let message = format!(
+        "replica {} goes to machine {}",
+        placed.replica_id, placed.machine_id
+    );
+    let replica = InvolvedObject::Replica(placed.replica_id.to_string());
+    event(EventType::Info, message, replica, details, placed.at)
+}

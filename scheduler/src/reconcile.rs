@@ -1,0 +1,290 @@
+//! What is wanted against what is placed: named sets for one container, and what each of them waits for.
+//!
+//! Input: world, observed, limits, now. Output: a [`Plan`]; it names no machine, that is placement's part. Pure.
+//!
+//! Crashes are not here: a replica that ends is started again by its own node. A frozen cluster moves nothing off silent
+//! machines ([`crate::liveness`]).
+
+mod stateful;
+mod stateless;
+
+use std::fmt;
+
+use berth_api::id::{ContainerName, MachineId, ReplicaId};
+use berth_api::replica::{CRASH_LOOP_MIN, Phase};
+use berth_api::time::Timestamp;
+
+use crate::entry::{MachineHealthState, StopCause};
+use crate::liveness::{self, Freeze, Limits};
+use crate::placement::Unplaced;
+use crate::world::{Container, Machine, Now, Observed, Readiness, Replica, World};
+
+/// What to do about one container.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Plan {
+    /// Told to stop now.
+    pub stop: Vec<(ReplicaId, StopCause)>,
+    /// Need a machine now.
+    pub start: Vec<Start>,
+    /// Stateful replicas that stop as soon as there is room for them elsewhere.
+    pub moving: Vec<ReplicaId>,
+    /// Retired, one of them, when a surge found no room and all else is ready; empty when that is not allowed.
+    pub make_room: Option<ReplicaId>,
+    /// Live and left alone.
+    pub keep: Vec<ReplicaId>,
+    pub wait: Vec<Wait>,
+}
+
+/// A replica that needs a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Start {
+    pub ordinal: Option<u32>,
+    pub purpose: Purpose,
+}
+
+/// What a start is for, and so what follows from its success or failure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Purpose {
+    /// A wanted replica is missing; without a place it is unplaced.
+    Missing,
+    /// In the stead of a replica on a lost machine, which is told to stop when the place is found.
+    InsteadOf(ReplicaId),
+    /// Beyond the wanted count, to retire another when it is ready; without a place the rollout or drain waits.
+    Surge,
+}
+
+/// One thing that waits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wait {
+    pub container: ContainerName,
+    /// Absent when no replica exists yet.
+    pub replica_id: Option<ReplicaId>,
+    pub reason: WaitReason,
+    pub since: Timestamp,
+}
+
+/// For what.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WaitReason {
+    /// No machine can take a wanted replica.
+    NoPlace(Box<Unplaced>),
+    /// A wanted replica has no place yet, and replicas that are stopping give room.
+    RoomComing,
+    /// The rollout or the drain needs room for one replica more.
+    NoRoomToMove(Box<Unplaced>),
+    /// The replica stops: its node has to say that it is gone.
+    Gone { machine_id: MachineId },
+    /// The ordinal's former replica is not gone; two of one id never run.
+    FormerGone { machine_id: MachineId },
+    /// A stateful replica on a silent machine, which may still write.
+    Fenced { machine_id: MachineId },
+    /// Too many machines are silent for any move.
+    Frozen(Freeze),
+    /// The machine is silent, not yet long enough to replace what it runs.
+    Grace { machine_id: MachineId },
+    /// The rollout or drain goes on when this replica is ready.
+    Ready { replica_id: ReplicaId },
+    /// The rollout or drain goes on when this ordinal is back.
+    Ordinal { ordinal: u32 },
+}
+
+/// Everything that a plan is made from.
+pub(crate) struct Context<'a> {
+    pub world: &'a World,
+    pub observed: &'a Observed,
+    pub limits: &'a Limits,
+    pub now: Now,
+    pub freeze: Option<Freeze>,
+    pub container: &'a Container,
+    /// Not gone, ordered by id.
+    pub replicas: Vec<&'a Replica>,
+}
+
+/// Plans for one container; nothing for one that does not exist.
+#[must_use]
+pub fn reconcile(
+    world: &World,
+    observed: &Observed,
+    limits: &Limits,
+    now: Now,
+    name: &ContainerName,
+) -> Plan {
+    let Some(container) = world.container(name) else {
+        return Plan::default();
+    };
+    let context = Context {
+        world,
+        observed,
+        limits,
+        now,
+        freeze: liveness::freeze(world, observed, limits, now),
+        container,
+        replicas: world.replicas_of(name).collect(),
+    };
+    let mut plan = if container.wanted() == 0 {
+        context.stop_all()
+    } else if container.spec.stateful {
+        stateful::plan(&context)
+    } else {
+        stateless::plan(&context)
+    };
+    context.finish(&mut plan);
+    plan
+}
+
+impl<'a> Context<'a> {
+    fn stop_all(&self) -> Plan {
+        let cause = if self.container.deleted_since.is_some() {
+            StopCause::ContainerDeleted
+        } else if self.container.stopped_since.is_some() {
+            StopCause::ContainerStopped
+        } else {
+            StopCause::ScaledDown
+        };
+        let live = self.replicas.iter().filter(|replica| replica.is_live());
+        Plan {
+            stop: live.map(|replica| (replica.replica_id.clone(), cause)).collect(),
+            ..Plan::default()
+        }
+    }
+
+    fn machine(&self, replica: &Replica) -> &'a Machine {
+        self.world
+            .machine(&replica.machine_id)
+            .expect("a replica is on a registered machine")
+    }
+
+    fn is_lost(&self, replica: &Replica) -> bool {
+        liveness::is_lost(self.machine(replica), self.observed, self.limits, self.now)
+    }
+
+    fn is_silent(&self, replica: &Replica) -> bool {
+        self.machine(replica).health == MachineHealthState::Unhealthy
+    }
+
+    fn is_draining(&self, replica: &Replica) -> bool {
+        self.machine(replica).draining_since.is_some()
+    }
+
+    fn readiness(&self, replica: &Replica) -> Readiness {
+        self.observed.readiness(self.world, replica)
+    }
+
+    fn is_ready(&self, replica: &Replica) -> bool {
+        self.readiness(replica) == Readiness::Ready
+    }
+
+    /// Certainly serves nothing: it never came up, or went down and waits for its next attempt.
+    fn is_down(&self, replica: &Replica) -> bool {
+        self.observed.status(replica).is_some_and(|status| {
+            !status.ready
+                && (status.recent_crashes >= CRASH_LOOP_MIN
+                    || matches!(
+                        status.phase,
+                        Phase::Assigned
+                            | Phase::Image
+                            | Phase::Volume
+                            | Phase::Network
+                            | Phase::Created
+                            | Phase::Backoff
+                    ))
+        })
+    }
+
+    fn wait(&self, replica: Option<&Replica>, reason: WaitReason, since: Timestamp) -> Wait {
+        Wait {
+            container: self.container.spec.name.clone(),
+            replica_id: replica.map(|replica| replica.replica_id.clone()),
+            reason,
+            since,
+        }
+    }
+
+    /// What every plan waits for alike: stopping replicas and silent machines; and who is kept.
+    fn finish(&self, plan: &mut Plan) {
+        for replica in &self.replicas {
+            if let Some(stopping) = &replica.stopping {
+                let machine_id = replica.machine_id.clone();
+                plan.wait
+                    .push(self.wait(Some(replica), WaitReason::Gone { machine_id }, stopping.since));
+                continue;
+            }
+            if !plan.stop.iter().any(|(id, _)| *id == replica.replica_id) {
+                plan.keep.push(replica.replica_id.clone());
+            }
+            if self.container.wanted() > 0 && self.is_silent(replica) {
+                let machine = self.machine(replica);
+                let machine_id = replica.machine_id.clone();
+                let reason = match self.freeze {
+                    _ if replica.ordinal.is_some() => WaitReason::Fenced { machine_id },
+                    Some(freeze) => WaitReason::Frozen(freeze),
+                    None if !self.is_lost(replica) => WaitReason::Grace { machine_id },
+                    None => continue,
+                };
+                plan.wait
+                    .push(self.wait(Some(replica), reason, machine.health_since));
+            }
+        }
+    }
+}
+
+impl fmt::Display for WaitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPlace(unplaced) => write!(f, "a machine: {unplaced}"),
+            Self::RoomComing => f.write_str("the room of replicas that are stopping"),
+            Self::NoRoomToMove(unplaced) => write!(f, "room for its replacement: {unplaced}"),
+            Self::Gone { machine_id } => write!(f, "machine {machine_id} to report it gone"),
+            Self::FormerGone { machine_id } => {
+                write!(f, "its former replica to be gone from machine {machine_id}")
+            }
+            Self::Fenced { machine_id } => write!(
+                f,
+                "machine {machine_id}, which is silent and may still write to the replica's volume"
+            ),
+            Self::Frozen(freeze) => write!(
+                f,
+                "the end of the freeze: {} of {} machines are unhealthy, so nothing moves",
+                freeze.unhealthy, freeze.total
+            ),
+            Self::Grace { machine_id } => {
+                write!(
+                    f,
+                    "machine {machine_id}, which is silent, to come back before it is replaced"
+                )
+            }
+            Self::Ready { replica_id } => write!(f, "replica {replica_id} to be ready"),
+            Self::Ordinal { ordinal } => write!(f, "ordinal {ordinal} to run and be ready"),
+        }
+    }
+}
+
+impl WaitReason {
+    /// What would end the wait.
+    #[must_use]
+    pub fn helps(&self) -> String {
+        match self {
+            Self::NoPlace(unplaced) | Self::NoRoomToMove(unplaced) => {
+                let helps: Vec<String> = unplaced.would_help.iter().map(ToString::to_string).collect();
+                helps.join("; or ")
+            }
+            Self::RoomComing => "nothing to do: the node reports when they are gone".into(),
+            Self::Gone { machine_id } | Self::FormerGone { machine_id } => {
+                format!("machine {machine_id} reports it gone; if the machine is off for good, remove it")
+            }
+            Self::Fenced { machine_id } => format!(
+                "machine {machine_id} comes back; or, once it is certainly powered off, remove it from the cluster"
+            ),
+            Self::Frozen(_) => {
+                "machines report again (look at the network between them and the scheduler first); \
+                 or remove machines that are powered off"
+                    .into()
+            }
+            Self::Grace { machine_id } => {
+                format!("machine {machine_id} reports again; else it is replaced when the grace is over")
+            }
+            Self::Ready { replica_id } => format!("see why replica {replica_id} is not ready"),
+            Self::Ordinal { ordinal } => format!("see why ordinal {ordinal} is not ready"),
+        }
+    }
+}

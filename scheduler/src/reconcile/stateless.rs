@@ -1,0 +1,136 @@
+//! Containers whose replicas are alike: any of them may go, and a new one may come before an old one leaves.
+//!
+//! Live replicas fall into three sets:
+//! - *lost*: on a machine that was silent for too long, and no freeze holds. Each is replaced at once; it is told to stop when
+//!   its replacement has a place, so with no place it goes on serving if it still can.
+//! - *leaving*: outdated, or on a draining machine. A replacement comes first, and one leaves for each that is ready; those
+//!   that certainly serve nothing leave at once. A rollout goes one at a time, a drain all at once.
+//! - *staying*: the rest. When there are too many, those that are not ready go first, then the newest.
+
+use super::{Context, Plan, Purpose, Start, WaitReason};
+use crate::entry::StopCause;
+use crate::world::{Readiness, Replica};
+
+pub(super) fn plan(context: &Context<'_>) -> Plan {
+    let mut plan = Plan::default();
+    let wanted = usize::try_from(context.container.wanted()).expect("32 bits fit into a usize");
+    let (lost, active): (Vec<&Replica>, Vec<&Replica>) = context
+        .replicas
+        .iter()
+        .filter(|replica| replica.is_live())
+        .partition(|replica| context.freeze.is_none() && context.is_lost(replica));
+    let (mut leaving, mut staying): (Vec<&Replica>, Vec<&Replica>) = active
+        .into_iter()
+        .partition(|replica| context.is_draining(replica) || context.world.is_outdated(replica));
+
+    staying.sort_by_key(|replica| (context.readiness(replica), replica.sequence));
+    for excess in staying.split_off(staying.len().min(wanted)) {
+        plan.stop.push((excess.replica_id.clone(), StopCause::ScaledDown));
+    }
+    retire(context, wanted, &staying, &mut leaving, &mut plan);
+
+    let live = staying.len() + leaving.len();
+    let replaced = lost.len().min(wanted.saturating_sub(live));
+    for (index, replica) in lost.iter().enumerate() {
+        let id = replica.replica_id.clone();
+        if index < replaced {
+            plan.start.push(start(Purpose::InsteadOf(id)));
+        } else {
+            plan.stop.push((id, StopCause::MachineUnhealthy));
+        }
+    }
+    let missing = wanted.saturating_sub(live + lost.len());
+    plan.start.extend((0..missing).map(|_| start(Purpose::Missing)));
+
+    let coming = replaced + missing;
+    let draining = leaving
+        .iter()
+        .filter(|replica| context.is_draining(replica))
+        .count();
+    let surge_max = draining.max(usize::from(!leaving.is_empty()));
+    let surge = wanted
+        .saturating_sub(staying.len() + coming)
+        .min((wanted + surge_max).saturating_sub(live + coming));
+    plan.start.extend((0..surge).map(|_| start(Purpose::Surge)));
+    if surge > 0 {
+        plan.make_room = make_room(context, wanted, &staying, &leaving);
+    }
+    waits(context, &staying, &leaving, &mut plan);
+    plan
+}
+
+fn start(purpose: Purpose) -> Start {
+    Start {
+        ordinal: None,
+        purpose,
+    }
+}
+
+/// Takes out of `leaving` those that may go now.
+fn retire(
+    context: &Context<'_>,
+    wanted: usize,
+    staying: &[&Replica],
+    leaving: &mut Vec<&Replica>,
+    plan: &mut Plan,
+) {
+    let mut stop = |replica: &Replica| {
+        plan.stop
+            .push((replica.replica_id.clone(), cause(context, replica)))
+    };
+    leaving.retain(|replica| {
+        let is_down = context.is_down(replica) && !context.is_silent(replica);
+        if is_down {
+            stop(replica);
+        }
+        !is_down
+    });
+    let ready = staying.iter().filter(|replica| context.is_ready(replica)).count();
+    let spare = (ready + leaving.len()).saturating_sub(wanted).min(leaving.len());
+    // Those that are not ready first, then the oldest.
+    leaving.sort_by_key(|replica| (context.readiness(replica) == Readiness::Ready, replica.sequence));
+    for replica in leaving.drain(..spare) {
+        stop(replica);
+    }
+}
+
+fn cause(context: &Context<'_>, replica: &Replica) -> StopCause {
+    if context.world.is_outdated(replica) {
+        StopCause::Updated
+    } else {
+        StopCause::MachineDraining
+    }
+}
+
+/// One outdated replica may make room for its own replacement when the cluster has none, provided that everything else
+/// serves. Never the only one, and never on a draining machine, whose room nobody can use.
+fn make_room(
+    context: &Context<'_>,
+    wanted: usize,
+    staying: &[&Replica],
+    leaving: &[&Replica],
+) -> Option<berth_api::id::ReplicaId> {
+    let is_steady = staying.iter().all(|replica| context.is_ready(replica))
+        && staying.len() + leaving.len() == wanted
+        && context.replicas.iter().all(|replica| replica.is_live());
+    if wanted < 2 || !is_steady {
+        return None;
+    }
+    let candidate = leaving.iter().find(|replica| !context.is_draining(replica))?;
+    Some(candidate.replica_id.clone())
+}
+
+/// A rollout or drain that could not finish now waits for the first replacement that is not ready.
+fn waits(context: &Context<'_>, staying: &[&Replica], leaving: &[&Replica], plan: &mut Plan) {
+    let unready = staying.iter().find(|replica| !context.is_ready(replica));
+    if let (Some(unready), false) = (unready, leaving.is_empty()) {
+        let replica_id = unready.replica_id.clone();
+        for replica in leaving {
+            let reason = WaitReason::Ready {
+                replica_id: replica_id.clone(),
+            };
+            plan.wait
+                .push(context.wait(Some(replica), reason, unready.placed_at));
+        }
+    }
+}
