@@ -2,14 +2,15 @@
 //!
 //! Scheduler events carry no id of their own: the world names them by their place in the log.
 
-use berth_api::container::{ContainerSpec, Scale};
+use berth_api::container::ContainerSpec;
 use berth_api::event::{Event, EventDetails, EventSource, EventType, InvolvedObject};
 use berth_api::id::{ContainerName, MachineId};
+use berth_api::rest::container::changes;
 use berth_api::time::Timestamp;
 
 use crate::entry::{Entry, MachineHealthState, Placed};
 use crate::liveness::Freeze;
-use crate::world::{Container, Observed, World};
+use crate::world::{Observed, World};
 
 /// The events of an entry that is about to be applied to `world`, as entries to follow it.
 #[must_use]
@@ -184,43 +185,13 @@ fn put(world: &World, spec: &ContainerSpec, at: Timestamp) -> Option<Event> {
         let message = format!("container {} was created", spec.name);
         return Some(event(EventType::Info, message, object(&spec.name), details, at));
     };
-    let changes = changes(known, spec);
+    let changes = changes(&known.spec, spec);
     if changes.is_empty() {
         return None;
     }
     let message = format!("container {} was updated: {}", spec.name, changes.join(", "));
     let details = EventDetails::ContainerUpdated { changes };
     Some(event(EventType::Info, message, object(&spec.name), details, at))
-}
-
-/// The wire's names of the members that differ.
-fn changes(known: &Container, spec: &ContainerSpec) -> Vec<String> {
-    let before = &known.spec;
-    let scale = match spec.scale {
-        Scale::Replicas(_) => "replicas",
-        Scale::Autoscaling(_) => "autoscaling",
-    };
-    [
-        ("image", before.image != spec.image),
-        ("resources", before.resources != spec.resources),
-        (scale, before.scale != spec.scale),
-        ("ports", before.ports != spec.ports),
-        ("volumes", before.volumes != spec.volumes),
-        ("env", before.env != spec.env),
-        ("command", before.command != spec.command),
-        ("healthCheck", before.health_check != spec.health_check),
-        (
-            "loadBalancerTarget",
-            before.load_balancer_target != spec.load_balancer_target,
-        ),
-        ("serviceAccount", before.service_account != spec.service_account),
-        ("sharedMounts", before.shared_mounts != spec.shared_mounts),
-        ("links", before.links != spec.links),
-    ]
-    .into_iter()
-    .filter(|(_, differs)| *differs)
-    .map(|(name, _)| name.to_owned())
-    .collect()
 }
 
 fn unplaced(world: &World, name: &ContainerName, count: u32, at: Timestamp) -> Option<Event> {
