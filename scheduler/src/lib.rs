@@ -1,12 +1,30 @@
-//! The central scheduler of Berth.
+//! The central scheduler of Berth: one actor per cluster decides what runs where and tells the machines.
+//!
+//! | task | input | output | owner |
+//! | --- | --- | --- | --- |
+//! | [`cluster`] actor, one each | requests, a period | records in the store, then published state | [`Scheduler`] |
+//! | store writer (a thread) | appends of all actors | one transaction for all that waits | [`store::Sqlite`] |
+//! | [`link`] server and sessions | nodes' streams; published state | requests to actors; sets, names, mesh to nodes | [`Running`] |
+//! | [`rest`] server | HTTP requests | requests to actors | [`Running`] |
+//!
+//! `world`, `decide`, `check`, `liveness` and what they use are pure.
 
 pub mod announce;
 pub mod check;
+pub mod cluster;
 pub mod decide;
 pub mod entry;
 pub mod explain;
+pub mod link;
 pub mod liveness;
 pub mod placement;
 pub mod reconcile;
+pub mod refusal;
+mod scheduler;
 pub mod status;
+pub mod store;
 pub mod world;
+
+pub use cluster::ClusterHandle;
+pub use refusal::{Class, Refused};
+pub use scheduler::{Creation, Scheduler, StartError};

@@ -1,0 +1,511 @@
+//! What callers may ask of a cluster: every mutation by name. Each is safe to repeat.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_api::assignment::Digest;
+use berth_api::cluster::{CapacityGroup, ClusterSpec};
+use berth_api::container::ContainerSpec;
+use berth_api::event::Event;
+use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
+use berth_api::machine::{AssignedNetwork, MachineHealth, MachineSpec};
+use berth_api::replica::{Phase, ReplicaStatus, Usage, WireReplicaStatus};
+use berth_api::rest::node::ReplicaMetrics;
+use berth_api::units::{Bytes, Cpu};
+use berth_api::validate::{Fault, Faults};
+
+use super::{ClusterHandle, Draft};
+use crate::entry::{Entry, Removal, TokenDigest, TokenKind};
+use crate::refusal::{Class, Refused};
+
+/// What became of a declaration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    Created,
+    Changed,
+    /// It was there with equal content already.
+    Unchanged,
+}
+
+/// A whole status of a machine, as its session sends it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct NodeStatus {
+    pub replicas: Vec<ReplicaStatus>,
+    pub health: MachineHealth,
+    /// What runs and is in no accepted set.
+    pub unlisted: BTreeSet<ReplicaId>,
+}
+
+/// A heartbeat by the plain wire API.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Heartbeat {
+    pub machine_id: MachineId,
+    pub replicas: BTreeMap<ReplicaId, ReplicaMetrics>,
+}
+
+impl ClusterHandle {
+    /// Declares a container that is not there. The same declaration again changes nothing.
+    ///
+    /// # Errors
+    /// When another declaration has the name.
+    pub async fn create_container(&self, spec: ContainerSpec) -> Result<Put, Refused> {
+        self.change(move |draft| {
+            draft.require_live()?;
+            require_group(draft, &spec.capacity_group)?;
+            match draft.container(&spec.name) {
+                Ok(known) if known.spec == spec => return Ok(Put::Unchanged),
+                Ok(_) => {
+                    return Err(Refused::new(
+                        Class::Conflict,
+                        "container_exists",
+                        format!(
+                            "container {:?} exists with other content; change it with PATCH or delete it first",
+                            spec.name.as_str()
+                        ),
+                    ));
+                }
+                Err(_) => {}
+            }
+            append_put(draft, spec)?;
+            Ok(Put::Created)
+        })
+        .await
+    }
+
+    /// Declares a container or changes its declaration.
+    ///
+    /// # Errors
+    /// When the cluster is being deleted or has no such capacity group.
+    pub async fn put_container(&self, spec: ContainerSpec) -> Result<Put, Refused> {
+        self.change(move |draft| {
+            draft.require_live()?;
+            require_group(draft, &spec.capacity_group)?;
+            let put = match draft.container(&spec.name) {
+                Ok(known) if known.spec == spec => return Ok(Put::Unchanged),
+                Ok(_) => Put::Changed,
+                Err(_) => Put::Created,
+            };
+            append_put(draft, spec)?;
+            Ok(put)
+        })
+        .await
+    }
+
+    /// Changes a declaration as `update` says, read and written in one step.
+    ///
+    /// # Errors
+    /// When there is no such container, or with the faults of the update.
+    pub async fn update_container(
+        &self,
+        name: ContainerName,
+        update: impl FnOnce(&ContainerSpec, &ClusterSpec) -> Result<ContainerSpec, Faults> + Send + 'static,
+    ) -> Result<Put, Refused> {
+        self.change(move |draft| {
+            draft.require_live()?;
+            let known = draft.container(&name)?;
+            let spec = update(&known.spec, draft.world().spec())
+                .map_err(|faults| Refused::invalid("invalid_container", faults))?;
+            if spec == known.spec {
+                return Ok(Put::Unchanged);
+            }
+            append_put(draft, spec)?;
+            Ok(Put::Changed)
+        })
+        .await
+    }
+
+    /// Deletes a container; its replicas stop. Deleting what is being deleted succeeds.
+    ///
+    /// # Errors
+    /// When it never was there, or nothing is left of it.
+    pub async fn delete_container(&self, name: ContainerName) -> Result<(), Refused> {
+        self.change(move |draft| {
+            let known = draft
+                .world()
+                .container(&name)
+                .ok_or_else(|| Refused::container_not_found(name.as_str()))?;
+            if known.deleted_since.is_some() {
+                return Ok(());
+            }
+            let at = draft.now.wall;
+            draft.append(Entry::ContainerDeleted { container: name, at })
+        })
+        .await
+    }
+
+    /// Stops a container's replicas and keeps its declaration.
+    ///
+    /// # Errors
+    /// When there is no such container.
+    pub async fn stop_container(&self, name: ContainerName) -> Result<(), Refused> {
+        self.change(move |draft| {
+            if draft.container(&name)?.stopped_since.is_some() {
+                return Ok(());
+            }
+            let at = draft.now.wall;
+            draft.append(Entry::ContainerStopped { container: name, at })
+        })
+        .await
+    }
+
+    /// Starts a stopped container's replicas again.
+    ///
+    /// # Errors
+    /// When there is no such container.
+    pub async fn start_container(&self, name: ContainerName) -> Result<(), Refused> {
+        self.change(move |draft| {
+            if draft.container(&name)?.stopped_since.is_none() {
+                return Ok(());
+            }
+            let at = draft.now.wall;
+            draft.append(Entry::ContainerStarted { container: name, at })
+        })
+        .await
+    }
+
+    /// Sets all capacity groups. A group that machines or containers belong to stays.
+    ///
+    /// # Errors
+    /// With every group that is missing and still used.
+    pub async fn set_groups(&self, groups: Vec<CapacityGroup>) -> Result<(), Refused> {
+        self.change(move |draft| {
+            draft.require_live()?;
+            if draft.world().spec().capacity_groups == groups {
+                return Ok(());
+            }
+            let faults = missing_groups(draft, &groups);
+            if let Err(faults) = Faults::check(faults) {
+                return Err(Refused {
+                    class: Class::Conflict,
+                    ..Refused::invalid("group_in_use", faults)
+                });
+            }
+            let at = draft.now.wall;
+            draft.append(Entry::GroupsChanged { groups, at })
+        })
+        .await
+    }
+
+    /// Moves all replicas off a machine.
+    ///
+    /// # Errors
+    /// When it is not registered.
+    pub async fn drain(&self, machine_id: MachineId) -> Result<(), Refused> {
+        self.change(move |draft| {
+            if draft.machine(&machine_id)?.draining_since.is_some() {
+                return Ok(());
+            }
+            let at = draft.now.wall;
+            draft.append(Entry::MachineDraining { machine_id, at })
+        })
+        .await
+    }
+
+    /// Lets a draining machine take replicas again.
+    ///
+    /// # Errors
+    /// When it is not registered.
+    pub async fn cancel_drain(&self, machine_id: MachineId) -> Result<(), Refused> {
+        self.change(move |draft| {
+            if draft.machine(&machine_id)?.draining_since.is_none() {
+                return Ok(());
+            }
+            let at = draft.now.wall;
+            draft.append(Entry::MachineDrainCancelled { machine_id, at })
+        })
+        .await
+    }
+
+    /// Removes a machine: an empty one, or one that the caller knows to be powered off. Its session, if any, ends.
+    ///
+    /// # Errors
+    /// When it is not registered, or is removed as empty and is not.
+    pub async fn remove_machine(&self, machine_id: MachineId, how: Removal) -> Result<(), Refused> {
+        let id = machine_id.clone();
+        self.change(move |draft| {
+            let left = draft.machine(&machine_id)?.replicas.len();
+            if how == Removal::Empty && left > 0 {
+                return Err(Refused::new(
+                    Class::Conflict,
+                    "machine_not_empty",
+                    format!(
+                        "machine {:?} still has {left} replicas; drain it first, or say that it is powered off",
+                        machine_id.as_str()
+                    ),
+                ));
+            }
+            let at = draft.now.wall;
+            draft.observed.machines.remove(&machine_id);
+            draft.append(Entry::MachineRemoved { machine_id, how, at })
+        })
+        .await?;
+        self.sessions().end(&id);
+        Ok(())
+    }
+
+    /// Registers a machine, or again after a boot; returns the network that is its own.
+    ///
+    /// # Errors
+    /// When its group is unknown or another than before, or the container CIDR is used up.
+    pub async fn register_machine(&self, spec: MachineSpec) -> Result<AssignedNetwork, Refused> {
+        self.change(move |draft| register(draft, spec)).await
+    }
+
+    /// A heartbeat by the plain wire API: the machine is heard, and its replicas are as it says.
+    ///
+    /// # Errors
+    /// When the machine is not registered.
+    pub async fn heartbeat(&self, heartbeat: Heartbeat) -> Result<(), Refused> {
+        self.change(move |draft| take_heartbeat(draft, heartbeat)).await
+    }
+
+    /// A whole status of a linked machine; returns the unlisted replicas that are confirmed to stop.
+    ///
+    /// # Errors
+    /// When the machine is not registered.
+    pub async fn node_status(
+        &self,
+        machine_id: MachineId,
+        status: NodeStatus,
+    ) -> Result<Vec<ReplicaId>, Refused> {
+        self.change(move |draft| take_status(draft, &machine_id, status))
+            .await
+    }
+
+    /// Records an event of a node or control plane.
+    ///
+    /// # Errors
+    /// When the actor is not available.
+    pub async fn record_event(&self, event: Event) -> Result<(), Refused> {
+        self.tell(move |draft| draft.record(event)).await
+    }
+
+    /// Makes `digest` the only valid token of its kind.
+    ///
+    /// # Errors
+    /// When the actor or the store is not available.
+    pub async fn rotate_token(&self, kind: TokenKind, digest: TokenDigest) -> Result<(), Refused> {
+        self.change(move |draft| {
+            draft.require_live()?;
+            let at = draft.now.wall;
+            draft.append(Entry::TokenRotated { kind, digest, at })
+        })
+        .await
+    }
+
+    /// Makes all tokens of a kind invalid.
+    ///
+    /// # Errors
+    /// When the actor or the store is not available.
+    pub async fn revoke_tokens(&self, kind: TokenKind) -> Result<(), Refused> {
+        self.change(move |draft| {
+            if draft.world().token(kind).is_none() {
+                return Ok(());
+            }
+            let at = draft.now.wall;
+            draft.append(Entry::TokensRevoked { kind, at })
+        })
+        .await
+    }
+
+    /// Deletes the cluster: its containers go, and when nothing is left on any machine its log.
+    pub(crate) async fn delete(&self) -> Result<(), Refused> {
+        self.change(move |draft| {
+            if draft.world().deleted_at().is_some() {
+                return Ok(());
+            }
+            let at = draft.now.wall;
+            draft.append(Entry::ClusterDeleted { at })
+        })
+        .await
+    }
+}
+
+fn require_group(draft: &Draft<'_>, group: &GroupId) -> Result<(), Refused> {
+    if draft.world().spec().group(group).is_some() {
+        return Ok(());
+    }
+    let known: Vec<&str> = draft
+        .world()
+        .spec()
+        .capacity_groups
+        .iter()
+        .map(|group| group.group_id.as_str())
+        .collect();
+    let problem = format!(
+        "{:?} is no capacity group of the cluster; it has: {}",
+        group.as_str(),
+        if known.is_empty() {
+            "none".into()
+        } else {
+            known.join(", ")
+        }
+    );
+    Err(Refused::invalid(
+        "unknown_group",
+        Faults::one("capacityGroup", problem),
+    ))
+}
+
+fn append_put(draft: &mut Draft<'_>, spec: ContainerSpec) -> Result<(), Refused> {
+    let entry = draft.world().put(spec, draft.now.wall);
+    draft.append(entry)
+}
+
+fn missing_groups(draft: &Draft<'_>, groups: &[CapacityGroup]) -> Vec<Fault> {
+    let world = draft.world();
+    let is_missing = |id: &GroupId| !groups.iter().any(|group| group.group_id == *id);
+    let machines = world
+        .machines()
+        .iter()
+        .map(|(id, machine)| (&machine.spec.capacity_group, format!("machine {id}")));
+    let containers = world
+        .containers()
+        .iter()
+        .filter(|(_, container)| container.deleted_since.is_none())
+        .map(|(name, container)| (&container.spec.capacity_group, format!("container {name}")));
+    machines
+        .chain(containers)
+        .filter(|(group, _)| is_missing(group))
+        .map(|(group, user)| Fault {
+            path: "capacityGroups".into(),
+            problem: format!("{user} belongs to group {:?}, which is missing", group.as_str()),
+        })
+        .collect()
+}
+
+fn register(draft: &mut Draft<'_>, spec: MachineSpec) -> Result<AssignedNetwork, Refused> {
+    draft.require_live()?;
+    require_group(draft, &spec.capacity_group)?;
+    if let Some(known) = draft.world().machine(&spec.machine_id) {
+        if known.spec == spec {
+            return Ok(known.network);
+        }
+        if known.spec.capacity_group != spec.capacity_group {
+            return Err(Refused::new(
+                Class::Conflict,
+                "machine_group_changed",
+                format!(
+                    "machine {:?} belongs to capacity group {}, which never changes",
+                    spec.machine_id.as_str(),
+                    known.spec.capacity_group
+                ),
+            ));
+        }
+    }
+    let id = spec.machine_id.clone();
+    let entry = draft.world().registration(spec, draft.now.wall).ok_or_else(|| {
+        Refused::new(
+            Class::Conflict,
+            "container_cidr_exhausted",
+            format!(
+                "container CIDR {} has room for {} machines and all are registered; remove one that is gone",
+                draft.world().spec().container_cidr,
+                draft.world().spec().subnet_count()
+            ),
+        )
+    })?;
+    draft.append(entry)?;
+    Ok(draft.machine(&id)?.network)
+}
+
+fn take_heartbeat(draft: &mut Draft<'_>, heartbeat: Heartbeat) -> Result<(), Refused> {
+    let id = heartbeat.machine_id;
+    let machine = draft.machine(&id)?;
+    let (listed, revisions): (BTreeSet<ReplicaId>, BTreeMap<ReplicaId, Digest>) = draft
+        .world()
+        .replicas_on(&id)
+        .map(|replica| {
+            let revision = replica.assignment(draft.world()).digest();
+            (replica.replica_id.clone(), (replica.replica_id.clone(), revision))
+        })
+        .unzip();
+    // The statuses answer the set of the last reply; the present one travels with this reply.
+    let present = (draft.world().epoch(), machine.generation);
+    let answered = draft.memory.answered.insert(id.clone(), present);
+    let now = draft.now;
+    let observed = draft.observed.machines.entry(id).or_default();
+    observed.heartbeat_ms = Some(now.monotonic_ms);
+    observed.heartbeat_at = Some(now.wall);
+    observed.accepted = answered;
+    observed.unlisted = heartbeat
+        .replicas
+        .keys()
+        .filter(|id| !listed.contains(*id))
+        .cloned()
+        .collect();
+    observed.replicas = heartbeat
+        .replicas
+        .iter()
+        .filter(|(id, _)| listed.contains(*id))
+        .map(|(id, metrics)| (id.clone(), status_of(id, metrics, revisions.get(id))))
+        .collect();
+    Ok(())
+}
+
+/// The nearest words of the node link for what a client of the plain API says. It cannot tell which assignment its
+/// process was started from: the present one is assumed.
+fn status_of(id: &ReplicaId, metrics: &ReplicaMetrics, revision: Option<&Digest>) -> ReplicaStatus {
+    let phase = match (metrics.status, metrics.healthy) {
+        (WireReplicaStatus::Pending, _) => Phase::Assigned,
+        (WireReplicaStatus::Running, true) => Phase::Healthy,
+        (WireReplicaStatus::Running, false) => Phase::Unhealthy,
+        (WireReplicaStatus::Stopping, _) => Phase::Stopping,
+        (WireReplicaStatus::Stopped, _) => Phase::Gone,
+        (WireReplicaStatus::Failed, _) => Phase::Backoff,
+    };
+    ReplicaStatus {
+        replica_id: id.clone(),
+        phase,
+        ready: phase == Phase::Healthy,
+        revision: revision.map(ToString::to_string).unwrap_or_default(),
+        run: 1,
+        pid: None,
+        started_at: None,
+        wait: None,
+        cause: None,
+        failed_at: None,
+        recent_crashes: 0,
+        consecutive_failures: 0,
+        usage: Some(Usage {
+            cpu: cpu_of_cores(metrics.cpu_usage),
+            memory: Bytes::new(metrics.memory_used_bytes),
+        }),
+    }
+}
+
+fn cpu_of_cores(cores: f64) -> Cpu {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "clamped to what fits before the cast"
+    )]
+    let micros = (cores * 1e6).clamp(0.0, 1e15) as u64;
+    Cpu::from_micros(micros)
+}
+
+fn take_status(
+    draft: &mut Draft<'_>,
+    machine_id: &MachineId,
+    status: NodeStatus,
+) -> Result<Vec<ReplicaId>, Refused> {
+    let machine = draft.machine(machine_id)?;
+    let present = (draft.world().epoch(), machine.generation);
+    let now = draft.now;
+    let acknowledged = draft.memory.acknowledged.get(machine_id).copied();
+    let observed = draft.observed.machines.entry(machine_id.clone()).or_default();
+    observed.heartbeat_ms = Some(now.monotonic_ms);
+    observed.heartbeat_at = Some(now.wall);
+    observed.is_linked = true;
+    observed.accepted = acknowledged;
+    observed.health = status.health;
+    observed.unlisted = status.unlisted;
+    observed.replicas = status
+        .replicas
+        .into_iter()
+        .map(|status| (status.replica_id.clone(), status))
+        .collect();
+    if acknowledged != Some(present) || draft.memory.doubted.contains(machine_id) {
+        return Ok(Vec::new());
+    }
+    Ok(draft.world.confirmed_stops(machine_id, &observed.unlisted))
+}

@@ -1,0 +1,215 @@
+//! All clusters of this process: their actors, and the way to each.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use berth_api::cluster::ClusterSpec;
+use berth_api::id::{ClusterId, ContainerName, ReplicaId};
+use berth_api::time::Timestamp;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cluster::{Actor, ActorConfig, ClusterHandle, LoadError, Loaded};
+use crate::entry::{Entry, TokenDigest, TokenKind};
+use crate::link::{LogQuery, LogStream};
+use crate::liveness::Limits;
+use crate::refusal::{Class, Refused};
+use crate::store::{Store, StoreError};
+use crate::world::World;
+
+/// Why the clusters cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// What became of a wish to create a cluster.
+#[derive(Debug, Clone)]
+pub enum Creation {
+    Created(ClusterHandle),
+    /// It was there with equal content; its tokens are those it had.
+    Existing(ClusterHandle),
+}
+
+/// See the module documentation. Owner of the actors.
+#[derive(Debug)]
+pub struct Scheduler {
+    store: Arc<dyn Store>,
+    limits: Limits,
+    clusters: RwLock<BTreeMap<ClusterId, ClusterHandle>>,
+    /// One creation at a time: between the look and the append nobody else may create.
+    creating: tokio::sync::Mutex<()>,
+    actors: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Scheduler {
+    /// Loads every cluster of the store and starts its actor.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or any record of any cluster is not what was written: nothing is overwritten.
+    pub async fn load(store: Arc<dyn Store>, limits: Limits) -> Result<Arc<Self>, StartError> {
+        let scheduler = Arc::new(Self {
+            store,
+            limits,
+            clusters: RwLock::default(),
+            creating: tokio::sync::Mutex::default(),
+            actors: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        });
+        let mut loaded = Vec::new();
+        for cluster in scheduler.store.clusters().await? {
+            loaded.push(Loaded::load(scheduler.store.as_ref(), &cluster).await?);
+        }
+        for cluster in loaded {
+            scheduler.start(cluster);
+        }
+        Ok(scheduler)
+    }
+
+    /// Stops all actors and waits for them. What they were asked and have not stored is refused.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        for cluster in self.clusters() {
+            cluster.sessions().end_all();
+        }
+        self.actors.close();
+        self.actors.wait().await;
+    }
+
+    /// Creates a cluster. The same wish again, while groups are as wished, gives the one that is there.
+    ///
+    /// # Errors
+    /// When another cluster has the id, or the store is not available.
+    pub async fn create_cluster(
+        &self,
+        spec: ClusterSpec,
+        tokens: BTreeMap<TokenKind, TokenDigest>,
+    ) -> Result<Creation, Refused> {
+        let _creating = self.creating.lock().await;
+        if let Some(known) = self.find(&spec.cluster_id) {
+            let world = known.world();
+            if world.deleted_at().is_none() && *world.spec() == spec {
+                return Ok(Creation::Existing(known));
+            }
+            let (code, what) = if world.deleted_at().is_some() {
+                ("cluster_deleting", "is being deleted; try again when it is gone")
+            } else {
+                (
+                    "cluster_exists",
+                    "exists with other content; delete it first or choose another id",
+                )
+            };
+            let id = spec.cluster_id.as_str();
+            return Err(Refused::new(
+                Class::Conflict,
+                code,
+                format!("cluster {id:?} {what}"),
+            ));
+        }
+        let cluster = spec.cluster_id.clone();
+        let entry = Entry::ClusterCreated {
+            spec,
+            tokens,
+            at: Timestamp::now(),
+        };
+        let world = World::create(&entry).expect("the first entry creates");
+        let next_seq = self
+            .store
+            .append(&cluster, 1, vec![entry.to_record()])
+            .await
+            .map_err(|error| Refused::from(&error))?;
+        tracing::info!(cluster_id = %cluster, "the cluster is created");
+        Ok(Creation::Created(self.start(Loaded::new(world, next_seq))))
+    }
+
+    /// A cluster that is there and not wholly deleted.
+    ///
+    /// # Errors
+    /// When there is none of this id.
+    pub fn cluster(&self, id: &ClusterId) -> Result<ClusterHandle, Refused> {
+        self.find(id)
+            .filter(|handle| handle.world().deleted_at().is_none())
+            .ok_or_else(|| Refused::cluster_not_found(id.as_str()))
+    }
+
+    /// Every cluster, those being deleted included, ordered by id.
+    #[must_use]
+    pub fn clusters(&self) -> Vec<ClusterHandle> {
+        let clusters = self.clusters.read().unwrap_or_else(PoisonError::into_inner);
+        clusters
+            .values()
+            .filter(|handle| !handle.world().is_finished())
+            .cloned()
+            .collect()
+    }
+
+    /// Deletes a cluster with all that is in it. Deleting what is being deleted succeeds.
+    ///
+    /// # Errors
+    /// When there is none of this id, or the store is not available.
+    pub async fn delete_cluster(&self, id: &ClusterId) -> Result<(), Refused> {
+        let handle = self
+            .find(id)
+            .ok_or_else(|| Refused::cluster_not_found(id.as_str()))?;
+        handle.delete().await
+    }
+
+    /// Begins to read the logs of a replica, or of every replica of a container.
+    ///
+    /// # Errors
+    /// When nothing of that name is placed, or one of the machines is not linked.
+    pub fn logs(&self, cluster: &ClusterId, name: &str, query: LogQuery) -> Result<Vec<LogStream>, Refused> {
+        let handle = self.cluster(cluster)?;
+        let world = handle.world();
+        let one = ReplicaId::new(name).ok().and_then(|id| world.replica(&id));
+        let replicas: Vec<_> = match (one, ContainerName::new(name)) {
+            (Some(replica), _) => vec![replica],
+            (None, Ok(container)) => world
+                .replicas()
+                .values()
+                .filter(|r| r.container == container)
+                .collect(),
+            (None, Err(_)) => Vec::new(),
+        };
+        if replicas.is_empty() {
+            return Err(Refused::new(
+                Class::NotFound,
+                "nothing_placed",
+                format!("no replica or container {name:?} is placed on a machine"),
+            ));
+        }
+        replicas
+            .into_iter()
+            .map(|replica| {
+                handle
+                    .sessions()
+                    .logs(&replica.machine_id, &replica.replica_id, query)
+            })
+            .collect()
+    }
+
+    /// A cluster in whatever state, until its log is dropped.
+    pub(crate) fn find(&self, id: &ClusterId) -> Option<ClusterHandle> {
+        let clusters = self.clusters.read().unwrap_or_else(PoisonError::into_inner);
+        clusters.get(id).filter(|handle| !handle.is_closed()).cloned()
+    }
+
+    fn start(&self, loaded: Loaded) -> ClusterHandle {
+        let config = ActorConfig {
+            store: self.store.clone(),
+            limits: self.limits,
+            stop: self.stop.clone(),
+        };
+        let (actor, handle) = Actor::new(config, loaded);
+        self.clusters
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(handle.id().clone(), handle.clone());
+        self.actors.spawn(actor.run());
+        handle
+    }
+}

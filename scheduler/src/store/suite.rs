@@ -1,0 +1,1 @@
+//! The rules of [`super::Store`], tried on every implementation.
