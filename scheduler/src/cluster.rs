@@ -17,7 +17,6 @@
 
 mod actor;
 mod draft;
-mod events;
 mod requests;
 
 use std::collections::BTreeMap;
@@ -166,11 +165,15 @@ impl ClusterHandle {
     }
 
     /// Events of the cluster, newest first.
-    ///
-    /// # Errors
-    /// When the actor is not available.
-    pub async fn events(&self, filter: EventFilter) -> Result<Vec<Event>, Refused> {
-        self.change(move |draft| Ok(draft.events.list(&filter))).await
+    #[must_use]
+    pub fn events(&self, filter: &EventFilter) -> Vec<Event> {
+        self.world()
+            .events()
+            .newest_first()
+            .filter(|event| filter.matches(event))
+            .take(filter.limit)
+            .cloned()
+            .collect()
     }
 
     /// The actor has ended: the cluster is deleted, or the scheduler stops.

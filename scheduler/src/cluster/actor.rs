@@ -15,10 +15,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::draft::Memory;
-use super::events::{self, EventBook};
 use super::{ClusterHandle, Directory, Draft, MAILBOX_MAX, Mesh, Published};
 use crate::check::check;
-use crate::decide::{Report, decide};
+use crate::decide::{Decision, Report, decide};
 use crate::entry::{Entry, RecordError};
 use crate::link::Sessions;
 use crate::liveness::{self, Limits};
@@ -225,7 +224,6 @@ pub(crate) struct Actor {
     snapshot_seq: u64,
     observed: Observed,
     is_observed_dirty: bool,
-    events: EventBook,
     memory: Memory,
     /// The limits' freeze as of the last decision, to tell of its begin and end once.
     was_frozen: bool,
@@ -277,7 +275,6 @@ impl Actor {
             snapshot_seq,
             observed,
             is_observed_dirty: false,
-            events: EventBook::default(),
             memory: Memory::default(),
             was_frozen: false,
         };
@@ -372,7 +369,6 @@ impl Actor {
             world: self.world.clone(),
             entries: Vec::new(),
             observed: &mut self.observed,
-            events: &mut self.events,
             memory: &mut self.memory,
             now,
         };
@@ -381,30 +377,23 @@ impl Actor {
             .map(|request| (request.run)(&mut draft))
             .collect();
         let (mut world, mut entries) = (draft.world, draft.entries);
-        let decision = decide(&world, &self.observed, &self.config.limits, now);
-        if !decision.entries.is_empty() {
-            match check(&world, &decision.entries) {
-                Ok(after) => {
-                    world = Arc::new(after);
-                    entries.extend(decision.entries);
-                }
-                Err(violations) => {
-                    for violation in violations {
-                        error!(cluster_id = %self.cluster, error = %violation,
-                            "the decision breaks a rule and is not taken");
-                    }
-                }
+        let decision = self.decide(&world, now);
+        if let Some(decision) = &decision {
+            let after = Arc::make_mut(&mut world);
+            for entry in &decision.entries {
+                after.apply(entry);
             }
+            entries.extend_from_slice(&decision.entries);
         }
         let stored = self.append(&entries).await;
         let outcome = match &stored {
             Ok(()) => {
-                self.commit(world, &entries, now);
+                self.commit(world, &entries);
                 Ok(())
             }
             Err(error) => Err(Refused::from(error)),
         };
-        self.publish(decision.report, now, has_requests);
+        self.publish(decision.map(|decision| decision.report), now, has_requests);
         for finish in finishes {
             finish(outcome.clone());
         }
@@ -415,6 +404,24 @@ impl Actor {
         }
         self.keep_snapshot().await;
         self.drop_finished().await
+    }
+
+    /// Decides and checks the decision; none when it breaks a rule. What was asked for by requests is done all the same.
+    fn decide(&self, world: &World, now: Now) -> Option<Decision> {
+        let decide = || decide(world, &self.observed, &self.config.limits, now);
+        let Ok(decision) = std::panic::catch_unwind(AssertUnwindSafe(decide)) else {
+            error!(cluster_id = %self.cluster, "the decision panicked; nothing is decided");
+            return None;
+        };
+        if decision.entries.is_empty() {
+            return Some(decision);
+        }
+        let violations = check(world, &decision.entries);
+        for violation in &violations {
+            error!(cluster_id = %self.cluster, error = %violation,
+                "the decision breaks a rule and is not taken");
+        }
+        violations.is_empty().then_some(decision)
     }
 
     /// Makes entries durable.
@@ -431,16 +438,11 @@ impl Actor {
     }
 
     /// Takes over what has become durable.
-    fn commit(&mut self, world: Arc<World>, entries: &[Entry], now: Now) {
+    fn commit(&mut self, world: Arc<World>, entries: &[Entry]) {
         if entries.is_empty() {
             return;
         }
         assert_eq!(world.applied_count() + 1, self.next_seq, "one record an entry");
-        for entry in entries {
-            if let Some(event) = events::of_entry(&self.world, &world, entry, now) {
-                self.events.record(event);
-            }
-        }
         self.world = world;
         self.publish_world();
     }
@@ -457,9 +459,16 @@ impl Actor {
         });
     }
 
-    fn publish(&mut self, report: Report, now: Now, has_requests: bool) {
+    fn publish(&mut self, report: Option<Report>, now: Now, has_requests: bool) {
         self.is_observed_dirty |= has_requests;
-        self.tell_freeze(&report, now);
+        if let Some(report) = report {
+            self.tell_freeze(&report);
+            self.publish_report(report);
+        }
+        self.publish_directory(now);
+    }
+
+    fn publish_report(&self, report: Report) {
         self.publisher.report.send_if_modified(|published| {
             let is_changed = **published != report;
             if is_changed {
@@ -467,6 +476,9 @@ impl Actor {
             }
             is_changed
         });
+    }
+
+    fn publish_directory(&self, now: Now) {
         let limits = &self.config.limits;
         if self.publisher.directory.borrow().is_none()
             && !liveness::is_settled(&self.world, &self.observed, limits, now)
@@ -489,13 +501,12 @@ impl Actor {
         });
     }
 
-    /// Logs and records the begin and the end of a freeze.
-    fn tell_freeze(&mut self, report: &Report, now: Now) {
+    /// Logs the begin and the end of a freeze.
+    fn tell_freeze(&mut self, report: &Report) {
         match report.freeze {
             Some(freeze) if !self.was_frozen => {
                 warn!(cluster_id = %self.cluster, unhealthy = freeze.unhealthy, total = freeze.total,
                     "too many machines are silent at once: nothing moves off them");
-                self.events.record(events::of_freeze(&self.cluster, &freeze, now));
             }
             None if self.was_frozen => info!(cluster_id = %self.cluster, "the freeze has ended"),
             Some(_) | None => {}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use berth_api::event::Event;
 use berth_api::id::{ContainerName, MachineId};
 
-use super::events::EventBook;
+use crate::announce::announce;
 use crate::entry::Entry;
 use crate::refusal::{Class, Refused};
 use crate::world::{Container, Machine, Now, Observed, World};
@@ -17,7 +17,6 @@ pub struct Draft<'a> {
     pub(super) entries: Vec<Entry>,
     /// What nodes say; changes stay even when the append fails.
     pub observed: &'a mut Observed,
-    pub(super) events: &'a mut EventBook,
     pub(super) memory: &'a mut Memory,
     pub now: Now,
 }
@@ -40,21 +39,32 @@ impl Draft<'_> {
         &self.world
     }
 
-    /// Appends an entry to the draft.
+    /// Appends an entry to the draft, and the events that announce it.
     ///
     /// # Errors
     /// When it contradicts the world; then it is not appended.
     pub fn append(&mut self, entry: Entry) -> Result<(), Refused> {
-        Arc::make_mut(&mut self.world)
+        let events = announce(&self.world, self.observed, &entry);
+        let world = Arc::make_mut(&mut self.world);
+        world
             .try_apply(&entry)
             .map_err(|error| Refused::new(Class::Conflict, "conflict", error.to_string()))?;
         self.entries.push(entry);
+        for event in events {
+            world.apply(&event);
+            self.entries.push(event);
+        }
         Ok(())
     }
 
-    /// Records an event of a node or of this scheduler.
-    pub fn record(&mut self, event: Event) {
-        self.events.record(event);
+    /// Records an event of a node or control plane.
+    ///
+    /// # Errors
+    /// When the world refuses it.
+    pub fn record(&mut self, event: Event) -> Result<(), Refused> {
+        self.append(Entry::EventRecorded {
+            event: Box::new(event),
+        })
     }
 
     /// # Errors

@@ -276,7 +276,7 @@ impl ClusterHandle {
     /// # Errors
     /// When the actor is not available.
     pub async fn record_event(&self, event: Event) -> Result<(), Refused> {
-        self.tell(move |draft| draft.record(event)).await
+        self.change(move |draft| draft.record(event)).await
     }
 
     /// Makes `digest` the only valid token of its kind.
