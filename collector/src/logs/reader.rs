@@ -246,18 +246,19 @@ impl Reader {
     fn any_line(&mut self) -> Result<Option<LogLine>, ReadError> {
         loop {
             if let Some(run) = &mut self.run {
-                let live = match self.mode {
-                    Mode::Snapshot => Ending::Cut,
-                    Mode::Follow => Ending::Open,
-                };
-                if let Some(line) = run.next_line(live)? {
+                if let Some(line) = run.next_line(Ending::Open)? {
                     return Ok(Some(line));
                 }
                 // Asked for before the last look at the bytes: what was stored before the close is seen.
-                let is_over = run.is_closed() || self.has_later_run()?;
-                if is_over
-                    && let Some(run) = &mut self.run
-                    && let Some(line) = run.next_line(Ending::Closed)?
+                let is_closed = run.is_closed();
+                let is_over = is_closed || self.has_later_run()?;
+                let ending = match (is_over, self.mode) {
+                    (true, _) => Ending::Closed,
+                    (false, Mode::Snapshot) => Ending::Cut,
+                    (false, Mode::Follow) => return Ok(None),
+                };
+                if let Some(run) = &mut self.run
+                    && let Some(line) = run.next_line(ending)?
                 {
                     return Ok(Some(line));
                 }
