@@ -5,11 +5,13 @@
 //! done. [`linux::LinuxHost`] is the real one, [`fake::FakeHost`] the one of simulations.
 
 pub mod cgroup;
+pub mod child;
 pub mod containerd;
 pub mod ephemeral;
 pub mod fake;
 pub mod firewall;
 pub mod image;
+pub mod namespace;
 pub mod net;
 pub mod seccomp;
 pub mod spec;

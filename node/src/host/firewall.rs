@@ -1,9 +1,39 @@
 //! The one nftables table of the machine: NAT, host ports, and what replicas may reach.
+//!
+//! [`render`] is pure: equal states give equal tables. The table is replaced in one transaction (declare, delete, write
+//! whole), so no packet ever meets half of it and no stale rule shadows a new one; the connections that conntrack knows
+//! go on. Replicas that come and go change set elements only.
+//!
+//! Every rule carries a comment made of its name and a hash of its body. A full compare reads the table back and
+//! looks at chains, comments and set elements, which is immune to the ways in which nft rewrites what it was given.
+//!
+//! What the table says:
+//! - a packet from a replica carries the replica's own address, on its own interface, over IPv4, or is dropped;
+//! - the instance metadata addresses of all clouds cannot be reached from replicas;
+//! - of the machine itself replicas reach DNS on the gateway, and ICMP; DNS is not tracked, so that two queries at once
+//!   from one port do not race through conntrack;
+//! - replicas are reached by the cluster, over host ports, and by nobody else;
+//! - traffic to the outside is masqueraded, traffic inside the cluster keeps its addresses.
+//!
+//! Host ports carry TCP. UDP would need its conntrack entries flushed whenever a port changes hands, which no safe crate
+//! does; the wire API knows TCP services only.
+
+mod render;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
+
+use crate::host::child::{self, ChildError};
+use render::Fingerprint;
+pub use render::render;
+
+/// The table, of family inet.
+pub const TABLE: &str = "berth";
+/// 10 000 elements take 0.3 s; beyond this nft hangs.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// All that the table holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,8 +53,12 @@ pub struct FirewallState {
 /// What went wrong with the table.
 #[derive(Debug, thiserror::Error)]
 pub enum FirewallError {
-    #[error("{0}")]
-    Pending(&'static str),
+    #[error("writing the table inet {TABLE}")]
+    Write(#[source] ChildError),
+    #[error("reading the table inet {TABLE}")]
+    Read(#[source] ChildError),
+    #[error("reading what nft says about the table inet {TABLE}")]
+    Listing(#[source] serde_json::Error),
 }
 
 /// Whether a full compare found the table as it should be.
@@ -37,6 +71,7 @@ pub enum Checked {
 /// The only writer of the table. Works in the namespace of the calling thread.
 #[derive(Debug, Default)]
 pub struct Firewall {
+    /// What the kernel holds, as far as we know; `None` at the start and after a failed write.
     applied: Option<FirewallState>,
 }
 
@@ -46,13 +81,27 @@ impl Firewall {
         Self::default()
     }
 
-    /// Makes the kernel hold `state`: changed members by element, anything else by one whole replacement.
+    /// Makes the kernel hold `state`: changed replicas by element, anything else by one whole replacement.
     ///
     /// # Errors
     /// When nft refuses or does not answer in time; the kernel then holds the former state.
     pub async fn apply(&mut self, state: &FirewallState) -> Result<(), FirewallError> {
+        let before = self.applied.take();
+        if before.as_ref() == Some(state) {
+            self.applied = before;
+            return Ok(());
+        }
+        let changed = match &before {
+            Some(before) if render::differ_in_replicas_only(before, state) => {
+                write(&render::membership(before, state)).await.is_ok()
+            }
+            Some(_) | None => false,
+        };
+        if !changed {
+            write(&render(state)).await?;
+        }
         self.applied = Some(state.clone());
-        Err(FirewallError::Pending("apply"))
+        Ok(())
     }
 
     /// Reads the table back and writes it whole when it differs from what was applied.
@@ -60,14 +109,41 @@ impl Firewall {
     /// # Errors
     /// As [`Firewall::apply`].
     pub async fn check(&mut self) -> Result<Checked, FirewallError> {
-        Err(FirewallError::Pending("check"))
+        let Some(state) = &self.applied else {
+            return Ok(Checked::AsExpected);
+        };
+        if read().await? == Some(Fingerprint::of(state)) {
+            return Ok(Checked::AsExpected);
+        }
+        write(&render(state)).await?;
+        Ok(Checked::Repaired)
     }
 
-    /// Removes the table.
+    /// Removes the table. Idempotent.
     ///
     /// # Errors
     /// As [`Firewall::apply`].
     pub async fn remove(&mut self) -> Result<(), FirewallError> {
-        Err(FirewallError::Pending("remove"))
+        self.applied = None;
+        write(&render::removal()).await
+    }
+}
+
+async fn write(script: &serde_json::Value) -> Result<(), FirewallError> {
+    let text = script.to_string();
+    child::run("nft", &["-j", "-f", "-"], Some(text.as_bytes()), DEADLINE)
+        .await
+        .map(drop)
+        .map_err(FirewallError::Write)
+}
+
+/// `None` when there is no such table.
+async fn read() -> Result<Option<Fingerprint>, FirewallError> {
+    match child::run("nft", &["-j", "list", "table", "inet", TABLE], None, DEADLINE).await {
+        Ok(listing) => serde_json::from_slice(&listing)
+            .map(|listing| Some(Fingerprint::read(&listing)))
+            .map_err(FirewallError::Listing),
+        Err(ChildError::Failed { output, .. }) if output.contains("No such file or directory") => Ok(None),
+        Err(error) => Err(FirewallError::Read(error)),
     }
 }
