@@ -1,10 +1,33 @@
 //! HTTP health probes of replicas.
+//!
+//! Each replica is probed by a task of its own with a deadline of its own, so a slow one delays no other. A probe is a
+//! fresh connection from the machine's namespace to the replica's address; any 2xx answer is a success, redirects are
+//! not followed, bodies are not read.
+//!
+//! A replica is probed every 500 ms until it passes for the first time, then every 5 s; while it fails, a first success is
+//! checked again after 500 ms, and two in a row make it pass.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use berth_api::container::HealthCheck;
 use berth_api::id::ReplicaId;
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::Request;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Between two probes of a replica that is starting or recovering.
+pub const INTERVAL_EAGER: Duration = Duration::from_millis(500);
+/// Between two probes otherwise.
+pub const INTERVAL_STEADY: Duration = Duration::from_secs(5);
+/// Successes in a row that make a failing replica pass again.
+pub const RECOVERY_SUCCESSES: u32 = 2;
 
 /// What is probed. A change of any member starts the probe anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,27 +70,246 @@ impl ProbeReport {
     }
 }
 
-/// Runs the probes of all replicas, each in a task of its own.
+/// The health of one run of a replica, moved by the outcomes of its probes. Pure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeState {
+    phase: ProbePhase,
+    failure_threshold: u32,
+    failures: u32,
+    successes: u32,
+    last_error: Option<String>,
+}
+
+impl ProbeState {
+    #[must_use]
+    pub fn new(failure_threshold: u32) -> Self {
+        Self {
+            phase: ProbePhase::Starting,
+            failure_threshold: failure_threshold.max(1),
+            failures: 0,
+            successes: 0,
+            last_error: None,
+        }
+    }
+
+    #[must_use]
+    pub fn phase(&self) -> ProbePhase {
+        self.phase
+    }
+
+    /// Takes the outcome of a probe; the error of a failed one.
+    #[must_use]
+    pub fn next(self, outcome: Result<(), String>) -> Self {
+        let mut next = self;
+        match outcome {
+            Ok(()) => {
+                next.successes = next.successes.saturating_add(1);
+                next.failures = 0;
+                next.last_error = None;
+            }
+            Err(error) => {
+                next.failures = next.failures.saturating_add(1);
+                next.successes = 0;
+                next.last_error = Some(error);
+            }
+        }
+        next.phase = match next.phase {
+            ProbePhase::Starting if next.successes > 0 => ProbePhase::Passing,
+            ProbePhase::Failing if next.successes >= RECOVERY_SUCCESSES => ProbePhase::Passing,
+            ProbePhase::Passing if next.failures >= next.failure_threshold => ProbePhase::Failing,
+            same @ (ProbePhase::Starting | ProbePhase::Passing | ProbePhase::Failing) => same,
+        };
+        next
+    }
+
+    /// How long to wait for the next probe.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        match self.phase {
+            ProbePhase::Starting => INTERVAL_EAGER,
+            ProbePhase::Failing if self.successes > 0 => INTERVAL_EAGER,
+            ProbePhase::Passing | ProbePhase::Failing => INTERVAL_STEADY,
+        }
+    }
+}
+
+/// Runs the probes of all replicas, each in a task of its own. Dropping it stops them.
 #[derive(Debug)]
 pub struct Prober {
     reports: mpsc::Sender<ProbeReport>,
+    probes: BTreeMap<ReplicaId, (ProbeTarget, CancellationToken)>,
+    tasks: JoinSet<()>,
 }
 
 impl Prober {
     /// Reports go to `reports`; a full channel delays probes and loses none.
     #[must_use]
     pub fn new(reports: mpsc::Sender<ProbeReport>) -> Self {
-        Self { reports }
+        Self {
+            reports,
+            probes: BTreeMap::new(),
+            tasks: JoinSet::new(),
+        }
     }
 
     /// Probes `target` from now on; the same target again changes nothing.
-    pub fn put(&mut self, _target: ProbeTarget) {
-        let _ = &self.reports;
+    pub fn put(&mut self, target: ProbeTarget) {
+        // Ended tasks are of targets that were removed; their results say nothing.
+        while self.tasks.try_join_next().is_some() {}
+        if let Some((present, _)) = self.probes.get(&target.replica_id)
+            && *present == target
+        {
+            return;
+        }
+        self.remove(&target.replica_id.clone());
+        let stop = CancellationToken::new();
+        self.tasks
+            .spawn(probe_until(stop.clone(), target.clone(), self.reports.clone()));
+        self.probes.insert(target.replica_id.clone(), (target, stop));
     }
 
-    /// Probes the replica no more.
-    pub fn remove(&mut self, _replica_id: &ReplicaId) {}
+    /// Probes the replica no more. A report that is already in the channel may still come: compare its run.
+    pub fn remove(&mut self, replica_id: &ReplicaId) {
+        if let Some((_, stop)) = self.probes.remove(replica_id) {
+            stop.cancel();
+        }
+    }
+
+    /// Probes exactly `targets`.
+    pub fn set(&mut self, targets: Vec<ProbeTarget>) {
+        let gone: Vec<ReplicaId> = self
+            .probes
+            .keys()
+            .filter(|id| !targets.iter().any(|target| target.replica_id == **id))
+            .cloned()
+            .collect();
+        for id in gone {
+            self.remove(&id);
+        }
+        for target in targets {
+            self.put(target);
+        }
+    }
 
     /// Stops all probes and waits for their tasks.
-    pub async fn shutdown(self) {}
+    pub async fn shutdown(mut self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+async fn probe_until(stop: CancellationToken, target: ProbeTarget, reports: mpsc::Sender<ProbeReport>) {
+    let mut state = ProbeState::new(target.check.failure_threshold);
+    let forever = async {
+        loop {
+            state = state.clone().next(probe(&target).await);
+            let report = ProbeReport {
+                replica_id: target.replica_id.clone(),
+                run: target.run,
+                phase: state.phase,
+                consecutive_failures: state.failures,
+                last_error: state.last_error.clone(),
+            };
+            if reports.send(report).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(state.interval()).await;
+        }
+    };
+    // Cancel-safe: a probe that is dropped closes its connection and reports nothing.
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = forever => {}
+    }
+}
+
+async fn probe(target: &ProbeTarget) -> Result<(), String> {
+    let deadline = target.check.timeout();
+    match tokio::time::timeout(deadline, request(target)).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(format!("no answer within {} s", deadline.as_secs())),
+    }
+}
+
+async fn request(target: &ProbeTarget) -> Result<(), String> {
+    let check = &target.check;
+    let place = (target.ip, check.port);
+    let stream = TcpStream::connect(place)
+        .await
+        .map_err(|error| format!("connecting to port {}: {error}", check.port))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| format!("speaking HTTP: {error}"))?;
+    let request = Request::builder()
+        .method(check.method.as_str())
+        .uri(check.path.as_str())
+        .header(hyper::header::HOST, format!("{}:{}", target.ip, check.port))
+        .header(
+            hyper::header::USER_AGENT,
+            concat!("berth/", env!("CARGO_PKG_VERSION")),
+        )
+        .header(hyper::header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| format!("path {}: {error}", check.path))?;
+    // Cancel-safe: whichever ends first, the other is dropped and the connection with it.
+    let response = tokio::select! {
+        response = sender.send_request(request) => response,
+        ended = connection => match ended {
+            Ok(()) => return Err("the connection was closed without an answer".into()),
+            Err(error) => Err(error),
+        },
+    };
+    let status = response
+        .map_err(|error| format!("speaking HTTP: {error}"))?
+        .status();
+    if status.is_success() {
+        Ok(())
+    } else {
+        Err(format!("status {}", status.as_u16()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moved(threshold: u32, outcomes: &str) -> ProbeState {
+        outcomes
+            .chars()
+            .fold(ProbeState::new(threshold), |state, outcome| {
+                state.next(match outcome {
+                    '+' => Ok(()),
+                    _ => Err("down".into()),
+                })
+            })
+    }
+
+    #[test]
+    fn health_moves_with_hysteresis() {
+        for (outcomes, phase, failures, interval) in [
+            ("", ProbePhase::Starting, 0, INTERVAL_EAGER),
+            ("-----", ProbePhase::Starting, 5, INTERVAL_EAGER),
+            ("--+", ProbePhase::Passing, 0, INTERVAL_STEADY),
+            ("+--", ProbePhase::Passing, 2, INTERVAL_STEADY),
+            ("+--+--", ProbePhase::Passing, 2, INTERVAL_STEADY),
+            ("+---", ProbePhase::Failing, 3, INTERVAL_STEADY),
+            ("+---+", ProbePhase::Failing, 0, INTERVAL_EAGER),
+            ("+---+-", ProbePhase::Failing, 1, INTERVAL_STEADY),
+            ("+---++", ProbePhase::Passing, 0, INTERVAL_STEADY),
+        ] {
+            let state = moved(3, outcomes);
+            assert_eq!(
+                (state.phase, state.failures, state.interval()),
+                (phase, failures, interval),
+                "{outcomes}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_threshold_of_one_fails_at_once_and_the_error_goes_with_a_success() {
+        let failing = moved(1, "+-");
+        assert_eq!(failing.phase, ProbePhase::Failing);
+        assert_eq!(failing.last_error.as_deref(), Some("down"));
+        assert_eq!(failing.next(Ok(())).last_error, None);
+    }
 }
