@@ -1,9 +1,18 @@
 //! The command line of `berth`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::commands::apply::ApplyArgs;
+use crate::commands::change::{DeleteArgs, DrainArgs, NameArgs};
+use crate::commands::events::EventsArgs;
+use crate::commands::explain::ExplainArgs;
+use crate::commands::get::GetArgs;
+use crate::commands::logs::LogsArgs;
+use crate::commands::status::StatusArgs;
+use crate::commands::token::TokenArgs;
 use crate::dev::DevArgs;
 use crate::exit::EXIT_CODES;
 
@@ -64,9 +73,73 @@ pub(crate) struct Output {
 pub(crate) enum Command {
     /// Run a scheduler and several machines on this host, to try Berth without a cloud
     Dev(DevArgs),
+    /// Make the cluster's containers what a file declares
+    Apply(ApplyArgs),
+    /// List containers, machines, replicas or clusters
+    Get(GetArgs),
+    /// Draw the cluster: what runs where, what has no place
+    Status(StatusArgs),
+    /// Say why something is as it is, and what would help
+    Explain(ExplainArgs),
+    /// Show what replicas wrote
+    Logs(LogsArgs),
+    /// Show what happened
+    Events(EventsArgs),
+    /// Move every replica off a machine
+    Drain(DrainArgs),
+    /// Delete a container and its replicas
+    Delete(DeleteArgs),
+    /// Start a stopped container
+    Start(NameArgs),
+    /// Stop a container's replicas, keeping its declaration
+    Stop(NameArgs),
+    /// Rotate, revoke or print tokens
+    Token(TokenArgs),
     /// Print a completion script
     Completions {
         /// The shell it is for
         shell: clap_complete::Shell,
     },
+}
+
+/// Reads a length of time: `30s`, `10m`, `2h`, `1d`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no length of time; write for example 30s, 10m or 2h");
+    let (number, unit) = text
+        .char_indices()
+        .next_back()
+        .and_then(|(at, _)| text.split_at_checked(at))
+        .ok_or_else(wrong)?;
+    let seconds: u64 = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number
+        .checked_mul(seconds)
+        .map(Duration::from_secs)
+        .ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn lengths_of_time_carry_their_unit() {
+        assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));
+        assert_eq!(duration("1d"), Ok(Duration::from_secs(86_400)));
+        for bad in ["", "10", "m", "-1s", "1w", "99999999999999999999d", "1ä"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
 }

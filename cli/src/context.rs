@@ -76,6 +76,7 @@ pub(crate) fn remove_if_of(path: &Path, instance: &str) {
 #[derive(Debug, Clone)]
 pub(crate) struct Session {
     pub(crate) client: Client,
+    pub(crate) token: String,
     cluster: Option<String>,
     pub(crate) volumes: Option<PathBuf>,
 }
@@ -105,6 +106,7 @@ impl Session {
         };
         Ok(Self {
             client: Client::new(&server, &token)?,
+            token,
             cluster: target.cluster.clone().or(context.cluster),
             volumes: context.volumes,
         })

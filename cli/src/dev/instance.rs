@@ -367,7 +367,7 @@ impl Instance {
 
     fn last_words(&self, program: &str) -> String {
         let path = self.layout.log_of(&program.replace('/', "-"));
-        let lines = tail(&path);
+        let lines = tail(&path, 0);
         if lines.is_empty() {
             return format!("; {} is empty", path.display());
         }

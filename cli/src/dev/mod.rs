@@ -42,6 +42,7 @@ use config::{Failover, Wishes};
 use control::{Reply, Request};
 use instance::{Instance, InstanceView, StartError};
 use layout::{DEFAULT_STATE_DIR, Layout, REGISTRY_DIR};
+pub(crate) use preflight::find_own;
 pub(crate) use record::write_private;
 use record::{MachineRecord, Record};
 use teardown::Files;

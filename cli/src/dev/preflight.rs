@@ -57,7 +57,7 @@ fn is_executable(path: &Path) -> bool {
 }
 
 /// One of our own programs: beside this one, else on the search path.
-fn find_own(program: &str) -> Option<PathBuf> {
+pub(crate) fn find_own(program: &str) -> Option<PathBuf> {
     let beside = std::env::current_exe().ok()?.with_file_name(program);
     if is_executable(&beside) {
         return Some(beside);

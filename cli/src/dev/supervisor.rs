@@ -215,6 +215,7 @@ impl Task {
         let mut delay = RESTART_DELAY_MIN;
         loop {
             let began = monotonic();
+            let log_start = std::fs::metadata(&self.program.log).map_or(0, |meta| meta.len());
             let turn = match self.program.start() {
                 Ok(child) => self.attend(child, &mut orders).await,
                 Err(error) => {
@@ -228,7 +229,7 @@ impl Task {
             }
             let go_on = match turn {
                 Turn::Ended(status) => {
-                    self.report(status, delay);
+                    self.report(status, delay, log_start);
                     let next = pause(delay, &mut orders).await;
                     delay = (delay * 2).min(RESTART_DELAY_MAX);
                     next
@@ -280,7 +281,7 @@ impl Task {
         }
     }
 
-    fn report(&self, status: Option<ExitStatus>, delay: Duration) {
+    fn report(&self, status: Option<ExitStatus>, delay: Duration, log_start: u64) {
         let Some(status) = status else { return };
         let name = &self.program.name;
         let mut text = format!(
@@ -289,7 +290,7 @@ impl Task {
         );
         let killed = std::os::unix::process::ExitStatusExt::signal(&status) == Some(9);
         if !killed {
-            for line in tail(&self.program.log) {
+            for line in tail(&self.program.log, log_start) {
                 text.push_str("\n    ");
                 text.push_str(&line);
             }
@@ -356,12 +357,12 @@ async fn rest(orders: &mut Orders) -> bool {
     false
 }
 
-/// The last lines of a log file.
-pub(crate) fn tail(path: &Path) -> Vec<String> {
+/// The last lines of a log file after this many bytes.
+pub(crate) fn tail(path: &Path, start: u64) -> Vec<String> {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = std::fs::File::open(path)?;
         let size_bytes = file.metadata()?.len();
-        file.seek(SeekFrom::Start(size_bytes.saturating_sub(TAIL_BYTES)))?;
+        file.seek(SeekFrom::Start(size_bytes.saturating_sub(TAIL_BYTES).max(start)))?;
         let mut bytes = Vec::new();
         file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
         Ok(bytes)
@@ -449,8 +450,8 @@ mod tests {
         let path = dir.path().join("log");
         let text: Vec<String> = (0..5000).map(|n| n.to_string()).collect();
         std::fs::write(&path, text.join("\n")).unwrap();
-        assert_eq!(tail(&path).last().unwrap(), "4999");
-        assert_eq!(tail(&path).len(), TAIL_LINES);
-        assert!(tail(&dir.path().join("none")).is_empty());
+        assert_eq!(tail(&path, 0).last().unwrap(), "4999");
+        assert_eq!(tail(&path, 0).len(), TAIL_LINES);
+        assert!(tail(&dir.path().join("none"), 0).is_empty());
     }
 }

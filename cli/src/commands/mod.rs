@@ -1,0 +1,11 @@
+//! The commands that speak to a scheduler.
+
+pub(crate) mod apply;
+pub(crate) mod change;
+pub(crate) mod events;
+pub(crate) mod explain;
+pub(crate) mod get;
+pub(crate) mod logs;
+pub(crate) mod progress;
+pub(crate) mod status;
+pub(crate) mod token;

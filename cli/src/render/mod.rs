@@ -1,0 +1,5 @@
+//! Pictures and tables of what the scheduler says. Pure: values and `now` in, text out.
+
+pub(crate) mod explain;
+pub(crate) mod status;
+pub(crate) mod text;

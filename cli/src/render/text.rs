@@ -1,0 +1,119 @@
+//! Small texts that several pictures share.
+
+use std::time::Duration;
+
+use berth_api::container::STOP_GRACE;
+use berth_api::machine::MachineStatus;
+use berth_api::replica::{Phase, WireReplicaStatus};
+use berth_api::rest::operator::ReplicaView;
+use berth_api::time::Timestamp;
+
+use crate::output::Paint;
+
+/// `5 s`, `3 min`, `2 h`, `4 d`.
+pub(crate) fn duration(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} d", seconds / 86_400),
+    }
+}
+
+/// How long ago, or a dash when never.
+pub(crate) fn age(now: Timestamp, then: Option<Timestamp>) -> String {
+    then.map_or_else(|| "-".into(), |then| duration(now.since(then)))
+}
+
+/// At most `width` characters; a cut text says so by its last one.
+pub(crate) fn cut(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    let kept: String = text.chars().take(width.saturating_sub(2)).collect();
+    format!("{kept}..")
+}
+
+/// The most telling word for a replica: its phase where the node has reported one, else the wire's.
+pub(crate) fn replica_word(replica: &ReplicaView) -> (String, Paint) {
+    let word = match (replica.phase, replica.machine_id.is_some()) {
+        (Some(Phase::Healthy), _) if !replica.ready => "running".to_owned(),
+        (Some(phase), _) => phase.to_string(),
+        (None, false) => "unplaced".into(),
+        (None, true) => wire_word(replica.status).into(),
+    };
+    let paint = match replica.status {
+        _ if replica.ready => Paint::Good,
+        WireReplicaStatus::Failed => Paint::Bad,
+        WireReplicaStatus::Running if replica.phase == Some(Phase::Unhealthy) => Paint::Bad,
+        WireReplicaStatus::Pending if replica.machine_id.is_none() => Paint::Bad,
+        WireReplicaStatus::Pending | WireReplicaStatus::Running => Paint::Warn,
+        WireReplicaStatus::Stopping | WireReplicaStatus::Stopped => Paint::Dim,
+    };
+    (word, paint)
+}
+
+fn wire_word(status: WireReplicaStatus) -> &'static str {
+    match status {
+        WireReplicaStatus::Pending => "pending",
+        WireReplicaStatus::Running => "running",
+        WireReplicaStatus::Stopping => "stopping",
+        WireReplicaStatus::Stopped => "stopped",
+        WireReplicaStatus::Failed => "failed",
+    }
+}
+
+pub(crate) fn machine_paint(status: MachineStatus) -> Paint {
+    match status {
+        MachineStatus::Running => Paint::Good,
+        MachineStatus::Initializing | MachineStatus::Draining => Paint::Warn,
+        MachineStatus::Unhealthy => Paint::Bad,
+    }
+}
+
+/// Why a replica is not where it should be, in a few words; none when all is well.
+pub(crate) fn trouble(replica: &ReplicaView, now: Timestamp) -> Option<String> {
+    if replica.ready && replica.recent_crashes == 0 {
+        return None;
+    }
+    let wait = replica.wait.as_ref().map(|wait| {
+        let mut text = wait.reason.clone();
+        let since = now.since(wait.since);
+        if since > STOP_GRACE {
+            text.push_str(&format!(", since {}", duration(since)));
+        }
+        text
+    });
+    let cause = replica
+        .cause
+        .as_ref()
+        .map(|cause| format!("last end: {cause}"))
+        .filter(|_| !replica.ready || replica.recent_crashes > 0);
+    let crashes = (replica.recent_crashes > 0).then(|| format!("{} crashes", replica.recent_crashes));
+    let parts: Vec<String> = [wait, cause, crashes].into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_short() {
+        for (seconds, text) in [
+            (0, "0 s"),
+            (119, "119 s"),
+            (180, "3 min"),
+            (7300, "2 h"),
+            (400_000, "4 d"),
+        ] {
+            assert_eq!(duration(Duration::from_secs(seconds)), text);
+        }
+    }
+
+    #[test]
+    fn a_cut_text_says_so() {
+        assert_eq!(cut("reader-0", 8), "reader-0");
+        assert_eq!(cut("reader-01", 8), "reader..");
+    }
+}
