@@ -12,19 +12,23 @@
 pub mod announce;
 pub mod check;
 pub mod cluster;
+pub mod config;
 pub mod decide;
 pub mod entry;
 pub mod explain;
+pub mod identity;
 pub mod link;
 pub mod liveness;
 pub mod placement;
 pub mod reconcile;
 pub mod refusal;
 mod scheduler;
+mod server;
 pub mod status;
 pub mod store;
 pub mod world;
 
 pub use cluster::ClusterHandle;
 pub use refusal::{Class, Refused};
-pub use scheduler::{Creation, Scheduler, StartError};
+pub use scheduler::{Creation, Scheduler};
+pub use server::{Running, StartError};

@@ -1,10 +1,178 @@
 //! The node link: enrolment and sessions over mutual TLS. See `api/proto/link.proto` for what travels.
+//!
+//! Input: streams dialled by nodes, published state of the clusters. Output: requests to the clusters' actors; assignment
+//! sets, names and mesh to the nodes. Owner: [`crate::Running`]. A session that fails costs nothing: the node dials again
+//! and both sides send whole states.
 
+mod enrol;
+mod session;
 mod sessions;
 
-use berth_api::link::{SchedulerMessage, scheduler_message::Kind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_api::link::{EnrolReply, EnrolRequest, NodeMessage, SchedulerMessage, scheduler_message::Kind};
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Certificate, Identity as TlsIdentity, Server, ServerTlsConfig};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::Scheduler;
+use crate::identity::{MachineIdentity, ServerCertificate, machine_of};
+use crate::refusal::{Class, Refused};
 
 pub use sessions::{LogQuery, LogStream, Sessions};
+
+use proto::link_server::{Link, LinkServer};
+
+/// The server side of the service, generated from `api/proto/link.proto`.
+mod proto {
+    #![expect(
+        clippy::all,
+        clippy::or_fun_call,
+        unused_qualifications,
+        unreachable_pub,
+        reason = "generated code"
+    )]
+    tonic::include_proto!("berth.link.v1");
+}
+
+/// Messages that may wait for a slow node. Whole sets replace each other, so few are enough.
+const OUTBOUND_MAX: usize = 32;
+/// A status of 253 replicas is about 200 KiB.
+const MESSAGE_MAX_BYTES: usize = 16 << 20;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const ENROL_TIMEOUT: Duration = Duration::from_secs(20);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+
+/// How the link is served.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LinkConfig {
+    /// Nodes send a status at least this often; three times as long without a message ends a session.
+    pub(crate) heartbeat: Duration,
+}
+
+impl LinkConfig {
+    fn silence_max(self) -> Duration {
+        self.heartbeat * 3
+    }
+}
+
+/// Serves the link until `stop`; returns when every session has ended.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    scheduler: Arc<Scheduler>,
+    certificate: ServerCertificate,
+    config: LinkConfig,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let tls = ServerTlsConfig::new()
+        .identity(TlsIdentity::from_pem(
+            certificate.certificate_pem,
+            certificate.key_pem,
+        ))
+        .client_ca_root(Certificate::from_pem(scheduler.identity().ca_pem()))
+        // Enrol comes without a certificate; Session refuses to.
+        .client_auth_optional(true)
+        .timeout(HANDSHAKE_TIMEOUT);
+    let sessions = TaskTracker::new();
+    let service = LinkService {
+        scheduler,
+        config,
+        sessions: sessions.clone(),
+        stop: stop.clone(),
+    };
+    let service = LinkServer::new(service)
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .max_encoding_message_size(MESSAGE_MAX_BYTES);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let served = Server::builder()
+        .tls_config(tls)?
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(HANDSHAKE_TIMEOUT))
+        .serve_with_incoming_shutdown(service, incoming, stop.cancelled_owned())
+        .await;
+    sessions.close();
+    sessions.wait().await;
+    served
+}
+
+/// The service that nodes call.
+#[derive(Debug)]
+struct LinkService {
+    scheduler: Arc<Scheduler>,
+    config: LinkConfig,
+    /// Owner of the sessions' tasks.
+    sessions: TaskTracker,
+    stop: CancellationToken,
+}
+
+#[tonic::async_trait]
+impl Link for LinkService {
+    async fn enrol(&self, request: Request<EnrolRequest>) -> Result<Response<EnrolReply>, Status> {
+        let peer = peer(&request);
+        let enrol = enrol::enrol(&self.scheduler, self.config, peer, request.into_inner());
+        match tokio::time::timeout(ENROL_TIMEOUT, enrol).await {
+            Ok(Ok(reply)) => Ok(Response::new(reply)),
+            Ok(Err(refused)) => {
+                tracing::warn!(reason = refused.code, error = %refused, "an enrolment is refused");
+                Err(refused.into())
+            }
+            Err(_) => Err(Refused::unavailable("the enrolment took too long; try again").into()),
+        }
+    }
+
+    type SessionStream = BoxStream<'static, Result<SchedulerMessage, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<NodeMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let identity = peer(&request).ok_or_else(|| {
+            Refused::new(
+                Class::Unauthenticated,
+                "no_certificate",
+                "a session needs the certificate that Enrol gives",
+            )
+        })?;
+        let handle = self.scheduler.cluster(&identity.cluster_id)?;
+        let (outbound, messages) = mpsc::channel(OUTBOUND_MAX);
+        let (refuse, refusal) = oneshot::channel();
+        let session = session::run(
+            handle,
+            identity.machine_id,
+            request.into_inner(),
+            outbound,
+            self.config,
+        );
+        let stop = self.stop.clone();
+        self.sessions.spawn(async move {
+            let ended = stop.run_until_cancelled_owned(session).await;
+            if let Some(Err(refused)) = ended {
+                // The node may have gone away.
+                drop(refuse.send(refused));
+            }
+        });
+        // What ended the session is the last thing the node hears of it.
+        let last = futures::stream::once(refusal)
+            .filter_map(|refused| async { refused.ok().map(|refused: Refused| Err(Status::from(refused))) });
+        Ok(Response::new(
+            ReceiverStream::new(messages).map(Ok).chain(last).boxed(),
+        ))
+    }
+}
+
+fn peer<T>(request: &Request<T>) -> Option<MachineIdentity> {
+    request
+        .peer_certs()
+        .and_then(|certificates| machine_of(certificates.first()?))
+}
 
 fn message(kind: Kind) -> SchedulerMessage {
     SchedulerMessage { kind: Some(kind) }

@@ -11,20 +11,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::cluster::{Actor, ActorConfig, ClusterHandle, LoadError, Loaded};
 use crate::entry::{Entry, TokenDigest, TokenKind};
+use crate::identity::Identity;
 use crate::link::{LogQuery, LogStream};
 use crate::liveness::Limits;
 use crate::refusal::{Class, Refused};
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::world::World;
-
-/// Why the clusters cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Load(#[from] LoadError),
-}
 
 /// What became of a wish to create a cluster.
 #[derive(Debug, Clone)]
@@ -39,6 +31,7 @@ pub enum Creation {
 pub struct Scheduler {
     store: Arc<dyn Store>,
     limits: Limits,
+    identity: Arc<Identity>,
     clusters: RwLock<BTreeMap<ClusterId, ClusterHandle>>,
     /// One creation at a time: between the look and the append nobody else may create.
     creating: tokio::sync::Mutex<()>,
@@ -51,10 +44,15 @@ impl Scheduler {
     ///
     /// # Errors
     /// When the store cannot be read, or any record of any cluster is not what was written: nothing is overwritten.
-    pub async fn load(store: Arc<dyn Store>, limits: Limits) -> Result<Arc<Self>, StartError> {
+    pub async fn load(
+        store: Arc<dyn Store>,
+        limits: Limits,
+        identity: Arc<Identity>,
+    ) -> Result<Arc<Self>, LoadError> {
         let scheduler = Arc::new(Self {
             store,
             limits,
+            identity,
             clusters: RwLock::default(),
             creating: tokio::sync::Mutex::default(),
             actors: TaskTracker::new(),
@@ -65,9 +63,21 @@ impl Scheduler {
             loaded.push(Loaded::load(scheduler.store.as_ref(), &cluster).await?);
         }
         for cluster in loaded {
-            scheduler.start(cluster);
+            scheduler.start_actor(cluster);
         }
         Ok(scheduler)
+    }
+
+    /// The keys and certificates of this scheduler.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// What the scheduler waits how long for.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Stops all actors and waits for them. What they were asked and have not stored is refused.
@@ -123,7 +133,7 @@ impl Scheduler {
             .await
             .map_err(|error| Refused::from(&error))?;
         tracing::info!(cluster_id = %cluster, "the cluster is created");
-        Ok(Creation::Created(self.start(Loaded::new(world, next_seq))))
+        Ok(Creation::Created(self.start_actor(Loaded::new(world, next_seq))))
     }
 
     /// A cluster that is there and not wholly deleted.
@@ -198,7 +208,7 @@ impl Scheduler {
         clusters.get(id).filter(|handle| !handle.is_closed()).cloned()
     }
 
-    fn start(&self, loaded: Loaded) -> ClusterHandle {
+    fn start_actor(&self, loaded: Loaded) -> ClusterHandle {
         let config = ActorConfig {
             store: self.store.clone(),
             limits: self.limits,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_api::assignment::Digest;
+use berth_api::assignment::{Digest, Position};
 use berth_api::cluster::{CapacityGroup, ClusterSpec};
 use berth_api::container::ContainerSpec;
 use berth_api::event::Event;
@@ -271,6 +271,48 @@ impl ClusterHandle {
             .await
     }
 
+    /// A session of a machine has begun; it has last accepted the set at `accepted`. Starts a new epoch when that set was
+    /// never sent from this history.
+    pub(crate) async fn link_opened(&self, machine_id: MachineId, accepted: Position) -> Result<(), Refused> {
+        self.change(move |draft| open_link(draft, &machine_id, accepted))
+            .await
+    }
+
+    /// The session of a machine has ended.
+    pub(crate) async fn link_closed(&self, machine_id: MachineId) -> Result<(), Refused> {
+        let sessions = self.sessions().clone();
+        self.tell(move |draft| {
+            if let Some(machine) = draft.observed.machines.get_mut(&machine_id) {
+                machine.is_linked = sessions.is_linked(&machine_id);
+            }
+        })
+        .await
+    }
+
+    /// A machine has accepted a set; it counts from its next status on.
+    pub(crate) async fn acknowledged(
+        &self,
+        machine_id: MachineId,
+        accepted: (u64, u64),
+    ) -> Result<(), Refused> {
+        self.tell(move |draft| {
+            draft.memory.acknowledged.insert(machine_id, accepted);
+        })
+        .await
+    }
+
+    /// A machine lives, and nothing more is known of it.
+    pub(crate) async fn heard(&self, machine_id: MachineId) -> Result<(), Refused> {
+        self.tell(move |draft| {
+            let now = draft.now;
+            if let Some(machine) = draft.observed.machines.get_mut(&machine_id) {
+                machine.heartbeat_ms = Some(now.monotonic_ms);
+                machine.heartbeat_at = Some(now.wall);
+            }
+        })
+        .await
+    }
+
     /// Records an event of a node or control plane.
     ///
     /// # Errors
@@ -481,6 +523,52 @@ fn cpu_of_cores(cores: f64) -> Cpu {
     )]
     let micros = (cores * 1e6).clamp(0.0, 1e15) as u64;
     Cpu::from_micros(micros)
+}
+
+/// A node's claim to have accepted an epoch further above ours than this is not believed.
+const EPOCH_LEAD_MAX: u64 = 1 << 20;
+
+fn open_link(draft: &mut Draft<'_>, machine_id: &MachineId, accepted: Position) -> Result<(), Refused> {
+    let machine = draft.machine(machine_id)?;
+    let present = (draft.world.epoch(), machine.generation);
+    let claimed = (accepted.epoch, accepted.generation);
+    let differs = claimed == present
+        && draft
+            .world
+            .assignment_set(machine_id)
+            .is_some_and(|set| set.seal().1.digest != accepted.digest);
+    if accepted.epoch > present.0.saturating_add(EPOCH_LEAD_MAX) {
+        return Err(Refused::new(
+            Class::Invalid,
+            "implausible_epoch",
+            format!(
+                "epoch {} was never reached; reset the machine's state",
+                accepted.epoch
+            ),
+        ));
+    }
+    if claimed > present {
+        tracing::error!(cluster_id = %draft.world.spec().cluster_id, machine_id = %machine_id,
+            epoch = accepted.epoch, generation = accepted.generation,
+            "a machine has accepted a set that this scheduler never sent: history was lost; a new epoch starts");
+        draft.memory.doubted.insert(machine_id.clone());
+    }
+    if claimed > present || differs {
+        let entry = Entry::EpochStarted {
+            epoch: accepted.epoch.max(present.0) + 1,
+            at: draft.now.wall,
+        };
+        draft.append(entry)?;
+    }
+    draft.memory.acknowledged.insert(machine_id.clone(), claimed);
+    let now = draft.now;
+    let observed = draft.observed.machines.entry(machine_id.clone()).or_default();
+    observed.is_linked = true;
+    // Statuses of an earlier session say nothing about what was accepted since.
+    observed.accepted = None;
+    observed.heartbeat_ms = Some(now.monotonic_ms);
+    observed.heartbeat_at = Some(now.wall);
+    Ok(())
 }
 
 fn take_status(

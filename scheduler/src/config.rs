@@ -1,0 +1,334 @@
+//! The configuration file of `berth-scheduler`: TOML, unknown keys refused, every fault listed at once.
+//!
+//! | key | meaning | default | bounds |
+//! | --- | --- | --- | --- |
+//! | `data_dir` | directory of keys and store; made when it is not there | none, required | absolute |
+//! | `listen` | address of the REST API, plain HTTP | `127.0.0.1:7600` | |
+//! | `link_listen` | address of the node link, TLS | `0.0.0.0:7601` | |
+//! | `link_names` | DNS names and IP addresses under which nodes reach the link | `["localhost", "127.0.0.1"]` | 1 to 32 |
+//! | `heartbeat_ms` | nodes report at least this often, milliseconds | 2000 | 100 to 60000 |
+//! | `log_format` | `text` or `json` | `text` | |
+//! | `limits.unhealthy_after_seconds` | silence after which a machine is unhealthy | 15 | 1 to 86400, at least 3 heartbeats |
+//! | `limits.replace_after_seconds` | silence after which its stateless replicas are replaced | 30 | at least the one above |
+//! | `limits.freeze_percent` | nothing moves while more machines are unhealthy | 50 | 1 to 100 |
+//! | `limits.freeze_max_seconds` | a machine silent for longer holds up nothing | 900 | at least `replace_after_seconds` |
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use berth_api::validate::{Fault, Faults};
+use serde::Deserialize;
+
+use crate::liveness::Limits;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// A validated configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub data_dir: PathBuf,
+    pub listen: SocketAddr,
+    pub link_listen: SocketAddr,
+    pub link_names: Vec<String>,
+    pub heartbeat: Duration,
+    pub log_format: LogFormat,
+    pub limits: Limits,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("read {path}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path} is not valid:\n{faults}")]
+    Invalid { path: PathBuf, faults: Faults },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    data_dir: PathBuf,
+    #[serde(default = "default_listen")]
+    listen: SocketAddr,
+    #[serde(default = "default_link_listen")]
+    link_listen: SocketAddr,
+    #[serde(default = "default_link_names")]
+    link_names: Vec<String>,
+    #[serde(default = "default_heartbeat_ms")]
+    heartbeat_ms: u64,
+    #[serde(default)]
+    log_format: LogFormat,
+    #[serde(default)]
+    limits: FileLimits,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileLimits {
+    unhealthy_after_seconds: u64,
+    replace_after_seconds: u64,
+    freeze_percent: u32,
+    freeze_max_seconds: u64,
+}
+
+impl Default for FileLimits {
+    fn default() -> Self {
+        let limits = Limits::default();
+        Self {
+            unhealthy_after_seconds: limits.unhealthy_after_ms / 1000,
+            replace_after_seconds: limits.replace_after_ms / 1000,
+            freeze_percent: limits.freeze_percent,
+            freeze_max_seconds: limits.freeze_max_ms / 1000,
+        }
+    }
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 7600)
+}
+
+fn default_link_listen() -> SocketAddr {
+    SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 7601)
+}
+
+fn default_link_names() -> Vec<String> {
+    vec!["localhost".into(), "127.0.0.1".into()]
+}
+
+fn default_heartbeat_ms() -> u64 {
+    2000
+}
+
+/// Keys of the file, for the list of unknown ones.
+const KEYS: [&str; 7] = [
+    "data_dir",
+    "listen",
+    "link_listen",
+    "link_names",
+    "heartbeat_ms",
+    "log_format",
+    "limits",
+];
+const LIMIT_KEYS: [&str; 4] = [
+    "unhealthy_after_seconds",
+    "replace_after_seconds",
+    "freeze_percent",
+    "freeze_max_seconds",
+];
+
+impl Config {
+    /// The defaults, with everything kept under `data_dir`.
+    #[must_use]
+    pub fn new(data_dir: PathBuf) -> Self {
+        Self {
+            data_dir,
+            listen: default_listen(),
+            link_listen: default_link_listen(),
+            link_names: default_link_names(),
+            heartbeat: Duration::from_millis(default_heartbeat_ms()),
+            log_format: LogFormat::default(),
+            limits: Limits::default(),
+        }
+    }
+
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// With every fault of the file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.into(),
+            source,
+        })?;
+        Self::parse(&text).map_err(|faults| ConfigError::Invalid {
+            path: path.into(),
+            faults,
+        })
+    }
+
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// With every fault of the text.
+    pub fn parse(text: &str) -> Result<Self, Faults> {
+        let table: toml::Table = toml::from_str(text).map_err(|error| Faults::one("", error.to_string()))?;
+        let mut faults = unknown_keys(&table);
+        let known: toml::Table = table
+            .into_iter()
+            .filter(|(key, _)| KEYS.contains(&key.as_str()))
+            .map(|(key, value)| match value {
+                toml::Value::Table(limits) if key == "limits" => {
+                    let limits = limits
+                        .into_iter()
+                        .filter(|(key, _)| LIMIT_KEYS.contains(&key.as_str()));
+                    (key, toml::Value::Table(limits.collect()))
+                }
+                value => (key, value),
+            })
+            .collect();
+        let file: File = match known.try_into() {
+            Ok(file) => file,
+            Err(error) => {
+                faults.push(Fault {
+                    path: String::new(),
+                    problem: error.to_string().trim_end().to_owned(),
+                });
+                return Err(Faults::check(faults).expect_err("one was just pushed"));
+            }
+        };
+        check(&file, &mut faults);
+        Faults::check(faults)?;
+        let milliseconds = |seconds: u64| seconds.saturating_mul(1000);
+        Ok(Self {
+            data_dir: file.data_dir,
+            listen: file.listen,
+            link_listen: file.link_listen,
+            link_names: file.link_names,
+            heartbeat: Duration::from_millis(file.heartbeat_ms),
+            log_format: file.log_format,
+            limits: Limits {
+                unhealthy_after_ms: milliseconds(file.limits.unhealthy_after_seconds),
+                replace_after_ms: milliseconds(file.limits.replace_after_seconds),
+                freeze_percent: file.limits.freeze_percent,
+                freeze_max_ms: milliseconds(file.limits.freeze_max_seconds),
+            },
+        })
+    }
+}
+
+fn unknown_keys(table: &toml::Table) -> Vec<Fault> {
+    let unknown = |path: String, known: &[&str]| Fault {
+        path,
+        problem: format!("is unknown; known are {}", known.join(", ")),
+    };
+    let top = table
+        .keys()
+        .filter(|key| !KEYS.contains(&key.as_str()))
+        .map(|key| unknown(key.clone(), &KEYS));
+    let limits = table
+        .get("limits")
+        .and_then(toml::Value::as_table)
+        .into_iter()
+        .flat_map(toml::Table::keys)
+        .filter(|key| !LIMIT_KEYS.contains(&key.as_str()))
+        .map(|key| unknown(format!("limits.{key}"), &LIMIT_KEYS));
+    top.chain(limits).collect()
+}
+
+fn check(file: &File, faults: &mut Vec<Fault>) {
+    let mut require = |holds: bool, path: &str, problem: String| {
+        if !holds {
+            faults.push(Fault {
+                path: path.into(),
+                problem,
+            });
+        }
+    };
+    require(
+        file.data_dir.is_absolute(),
+        "data_dir",
+        format!("{:?} is not an absolute path", file.data_dir),
+    );
+    require(
+        (1..=32).contains(&file.link_names.len()),
+        "link_names",
+        "must hold 1 to 32 names or addresses under which nodes reach the link".into(),
+    );
+    for (index, name) in file.link_names.iter().enumerate() {
+        require(
+            is_host(name),
+            &format!("link_names[{index}]"),
+            format!("{name:?} is neither an IP address nor a DNS name"),
+        );
+    }
+    require(
+        (100..=60_000).contains(&file.heartbeat_ms),
+        "heartbeat_ms",
+        format!("{} is not from 100 to 60000", file.heartbeat_ms),
+    );
+    let limits = &file.limits;
+    require(
+        (1..=86_400).contains(&limits.unhealthy_after_seconds)
+            && limits.unhealthy_after_seconds.saturating_mul(1000) >= file.heartbeat_ms.saturating_mul(3),
+        "limits.unhealthy_after_seconds",
+        format!(
+            "{} is not from 1 to 86400, or is less than three heartbeats of {} ms",
+            limits.unhealthy_after_seconds, file.heartbeat_ms
+        ),
+    );
+    require(
+        limits.replace_after_seconds >= limits.unhealthy_after_seconds,
+        "limits.replace_after_seconds",
+        "must be at least unhealthy_after_seconds".into(),
+    );
+    require(
+        (1..=100).contains(&limits.freeze_percent),
+        "limits.freeze_percent",
+        format!("{} is not from 1 to 100", limits.freeze_percent),
+    );
+    require(
+        limits.freeze_max_seconds >= limits.replace_after_seconds,
+        "limits.freeze_max_seconds",
+        "must be at least replace_after_seconds".into(),
+    );
+}
+
+fn is_host(name: &str) -> bool {
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    name.parse::<IpAddr>().is_ok() || (name.len() <= 253 && name.split('.').all(is_label))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_file_gives_the_defaults() {
+        let config = Config::parse("data_dir = \"/var/lib/berth\"").unwrap();
+        assert_eq!(config, Config::new("/var/lib/berth".into()));
+    }
+
+    #[test]
+    fn all_faults_are_listed_at_once() {
+        let text = "data_dir = \"here\"\nport = 1\nlink_names = [\"a b\"]\nheartbeat_ms = 1\n\
+                    [limits]\nfreeze_percent = 0\nunknown = 2\n";
+        let faults = Config::parse(text).unwrap_err();
+        let paths: Vec<&str> = faults.list().iter().map(|fault| fault.path.as_str()).collect();
+        assert_eq!(
+            paths,
+            [
+                "port",
+                "limits.unknown",
+                "data_dir",
+                "link_names[0]",
+                "heartbeat_ms",
+                "limits.freeze_percent"
+            ]
+        );
+    }
+
+    #[test]
+    fn limits_that_contradict_each_other_are_refused() {
+        let text = "data_dir = \"/d\"\nheartbeat_ms = 2000\n[limits]\nunhealthy_after_seconds = 5\n\
+                    replace_after_seconds = 4\nfreeze_max_seconds = 3\n";
+        assert_eq!(Config::parse(text).unwrap_err().list().len(), 3);
+    }
+
+    #[test]
+    fn a_wrong_type_is_refused_beside_unknown_keys() {
+        let faults = Config::parse("data_dir = 5\nextra = 1").unwrap_err();
+        assert_eq!(faults.list().len(), 2, "{faults}");
+    }
+}

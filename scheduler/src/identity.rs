@@ -1,0 +1,424 @@
+//! Who the scheduler is and how it knows others: its certificate authority, its server certificate, the certificates it
+//! gives to machines, and the key of platform tokens.
+//!
+//! Files in the data directory, made at the first start: `ca.key` and `platform.key` (only for this user), `ca.pem`
+//! (for everybody: nodes pin it). The server's own key and certificate are made anew at each start and never stored.
+//!
+//! A machine's certificate says who it is: common name = machine id, organisation = cluster id. Both are taken from it
+//! and never from a message.
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use berth_api::id::{ClusterId, MachineId};
+use berth_api::time::Timestamp;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ED25519,
+};
+use serde::{Deserialize, Serialize};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+/// A machine's certificate lasts this long; it is renewed at two thirds.
+pub const MACHINE_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// Certificates are valid from this long before they are made: clocks differ.
+const CLOCK_ERROR_MAX: Duration = Duration::from_secs(3600);
+const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// The server's certificate is renewed at each start; a process that runs longer must be started again.
+const SERVER_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(825 * 24 * 3600);
+/// A platform token lasts this long.
+pub const PLATFORM_TOKEN_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+const PLATFORM_ISSUER: &str = "berth-scheduler";
+const PLATFORM_AUDIENCE: &str = "berth-platform";
+
+/// Why identities cannot be had or made.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    #[error("{operation} {path}")]
+    File {
+        operation: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{path} is there and {missing} is not; put it back, or remove both and enrol all machines again")]
+    HalfThere { path: PathBuf, missing: PathBuf },
+    #[error("{0}")]
+    Certificate(&'static str, #[source] rcgen::Error),
+    #[error("the key of platform tokens cannot be used")]
+    PlatformKey(#[source] jsonwebtoken::errors::Error),
+}
+
+/// Why a certificate signing request is not signed.
+#[derive(Debug, thiserror::Error)]
+pub enum SigningError {
+    #[error("the certificate signing request cannot be read")]
+    Unreadable(#[source] rcgen::Error),
+    #[error(
+        "the common name of the certificate signing request is {found:?}, the machine registers as {expected:?}"
+    )]
+    OtherName { found: String, expected: String },
+    #[error("the certificate cannot be signed")]
+    Signing(#[source] rcgen::Error),
+}
+
+/// Why a platform token is not accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the platform token is not valid; print one with `berth-scheduler token platform`")]
+pub struct InvalidPlatformToken;
+
+/// What a machine's certificate says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineIdentity {
+    pub cluster_id: ClusterId,
+    pub machine_id: MachineId,
+}
+
+/// A certificate given to a machine.
+#[derive(Debug, Clone)]
+pub struct MachineCertificate {
+    pub pem: String,
+    /// When the machine should enrol again.
+    pub renew_at: Timestamp,
+}
+
+/// Certificate and key of the link's server, PEM.
+pub struct ServerCertificate {
+    pub certificate_pem: String,
+    pub key_pem: String,
+}
+
+/// Without the key: it never reaches a log.
+impl std::fmt::Debug for ServerCertificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerCertificate").finish_non_exhaustive()
+    }
+}
+
+/// See the module documentation.
+pub struct Identity {
+    ca_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+    platform_encoding: EncodingKey,
+    platform_decoding: DecodingKey,
+}
+
+/// Without the keys: they never reach a log.
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").finish_non_exhaustive()
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct PlatformClaims {
+    iss: String,
+    aud: String,
+    sub: String,
+    iat: u64,
+    exp: u64,
+}
+
+impl Identity {
+    /// Reads the keys of the data directory, making those that are not there.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written, or is no key.
+    pub fn open(data_dir: &Path) -> Result<Self, IdentityError> {
+        let (ca_pem, issuer) = open_ca(data_dir)?;
+        let platform_key = open_key(&data_dir.join("platform.key"), &PKCS_ED25519)?;
+        let platform_encoding = EncodingKey::from_ed_pem(platform_key.serialize_pem().as_bytes())
+            .map_err(IdentityError::PlatformKey)?;
+        let platform_decoding = DecodingKey::from_ed_der(platform_key.public_key_raw());
+        Ok(Self {
+            ca_pem,
+            issuer,
+            platform_encoding,
+            platform_decoding,
+        })
+    }
+
+    /// What nodes trust as the scheduler's issuer.
+    #[must_use]
+    pub fn ca_pem(&self) -> &str {
+        &self.ca_pem
+    }
+
+    /// A fresh certificate for the link's server under `names` (DNS names and IP addresses).
+    ///
+    /// # Errors
+    /// When a name is neither.
+    pub fn server_certificate(&self, names: &[String]) -> Result<ServerCertificate, IdentityError> {
+        let make = || -> Result<ServerCertificate, rcgen::Error> {
+            let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+            let mut params = CertificateParams::new(names)?;
+            params.distinguished_name = name("berth-scheduler", None);
+            params.is_ca = IsCa::ExplicitNoCa;
+            params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+            set_validity(&mut params, Timestamp::now(), SERVER_CERTIFICATE_LIFETIME);
+            let certificate = params.signed_by(&key, &self.issuer)?;
+            Ok(ServerCertificate {
+                certificate_pem: certificate.pem(),
+                key_pem: key.serialize_pem(),
+            })
+        };
+        make().map_err(|error| IdentityError::Certificate("the server certificate cannot be made", error))
+    }
+
+    /// Gives a machine the certificate it asks for. Only its key and common name are taken from the request.
+    ///
+    /// # Errors
+    /// When the request cannot be read, is not signed by its own key, or names another machine.
+    pub fn sign(
+        &self,
+        csr_pem: &str,
+        identity: &MachineIdentity,
+        now: Timestamp,
+    ) -> Result<MachineCertificate, SigningError> {
+        let mut request =
+            CertificateSigningRequestParams::from_pem(csr_pem).map_err(SigningError::Unreadable)?;
+        let machine_id = identity.machine_id.as_str();
+        let found = match request.params.distinguished_name.get(&DnType::CommonName) {
+            Some(rcgen::DnValue::Utf8String(text)) => text.clone(),
+            Some(rcgen::DnValue::PrintableString(text)) => text.as_str().to_owned(),
+            Some(_) | None => String::new(),
+        };
+        if found != machine_id {
+            return Err(SigningError::OtherName {
+                found,
+                expected: machine_id.to_owned(),
+            });
+        }
+        let mut params = CertificateParams::default();
+        params.distinguished_name = name(machine_id, Some(identity.cluster_id.as_str()));
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        set_validity(&mut params, now, MACHINE_CERTIFICATE_LIFETIME);
+        request.params = params;
+        let certificate = request.signed_by(&self.issuer).map_err(SigningError::Signing)?;
+        Ok(MachineCertificate {
+            pem: certificate.pem(),
+            renew_at: now.plus(MACHINE_CERTIFICATE_LIFETIME * 2 / 3),
+        })
+    }
+
+    /// A token for cluster management, valid for 30 days.
+    ///
+    /// # Errors
+    /// When the key cannot sign.
+    pub fn platform_token(&self, now: Timestamp) -> Result<String, IdentityError> {
+        let issued_at = now.millis() / 1000;
+        let claims = PlatformClaims {
+            iss: PLATFORM_ISSUER.into(),
+            aud: PLATFORM_AUDIENCE.into(),
+            sub: "platform".into(),
+            iat: issued_at,
+            exp: issued_at + PLATFORM_TOKEN_LIFETIME.as_secs(),
+        };
+        jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.platform_encoding)
+            .map_err(IdentityError::PlatformKey)
+    }
+
+    /// Accepts a platform token that this scheduler made and that has not run out.
+    ///
+    /// # Errors
+    /// When it is anything else.
+    pub fn check_platform_token(&self, token: &str) -> Result<(), InvalidPlatformToken> {
+        let mut validation = Validation::new(Algorithm::EdDSA);
+        validation.set_issuer(&[PLATFORM_ISSUER]);
+        validation.set_audience(&[PLATFORM_AUDIENCE]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud"]);
+        jsonwebtoken::decode::<PlatformClaims>(token, &self.platform_decoding, &validation)
+            .map(drop)
+            .map_err(|_| InvalidPlatformToken)
+    }
+}
+
+/// Who a verified client certificate belongs to; none when it was not made by [`Identity::sign`].
+#[must_use]
+pub fn machine_of(certificate_der: &[u8]) -> Option<MachineIdentity> {
+    let (_, certificate) = X509Certificate::from_der(certificate_der).ok()?;
+    let subject = certificate.subject();
+    let machine_id = subject.iter_common_name().next()?.as_str().ok()?;
+    let cluster_id = subject.iter_organization().next()?.as_str().ok()?;
+    Some(MachineIdentity {
+        cluster_id: ClusterId::new(cluster_id).ok()?,
+        machine_id: MachineId::new(machine_id).ok()?,
+    })
+}
+
+fn name(common_name: &str, organisation: Option<&str>) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, common_name);
+    if let Some(organisation) = organisation {
+        name.push(DnType::OrganizationName, organisation);
+    }
+    name
+}
+
+fn set_validity(params: &mut CertificateParams, now: Timestamp, lifetime: Duration) {
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    let now = Duration::from_secs(now.millis() / 1000);
+    params.not_before = epoch + now.saturating_sub(CLOCK_ERROR_MAX);
+    params.not_after = epoch + (now + lifetime);
+}
+
+fn open_ca(data_dir: &Path) -> Result<(String, Issuer<'static, KeyPair>), IdentityError> {
+    let (key_path, certificate_path) = (data_dir.join("ca.key"), data_dir.join("ca.pem"));
+    if certificate_path.exists() && !key_path.exists() {
+        return Err(IdentityError::HalfThere {
+            path: certificate_path,
+            missing: key_path,
+        });
+    }
+    let key = open_key(&key_path, &PKCS_ECDSA_P256_SHA256)?;
+    let fault = |error| IdentityError::Certificate("the certificate authority cannot be used", error);
+    // A start that ended between the two files finds the key alone: nobody has seen a certificate of it yet.
+    if !certificate_path.exists() {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = name("Berth scheduler CA", None);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        set_validity(&mut params, Timestamp::now(), CA_LIFETIME);
+        let certificate = params.self_signed(&key).map_err(fault)?;
+        write_whole(&certificate_path, certificate.pem().as_bytes(), 0o644)?;
+    }
+    let ca_pem = read(&certificate_path)?;
+    let issuer = Issuer::from_ca_cert_pem(&ca_pem, key).map_err(fault)?;
+    Ok((ca_pem, issuer))
+}
+
+fn open_key(path: &Path, algorithm: &'static rcgen::SignatureAlgorithm) -> Result<KeyPair, IdentityError> {
+    let fault = |error| IdentityError::Certificate("a key of the data directory cannot be used", error);
+    if !path.exists() {
+        let key = KeyPair::generate_for(algorithm).map_err(fault)?;
+        write_whole(path, key.serialize_pem().as_bytes(), 0o600)?;
+    }
+    KeyPair::from_pkcs8_pem_and_sign_algo(&read(path)?, algorithm).map_err(fault)
+}
+
+fn read(path: &Path) -> Result<String, IdentityError> {
+    std::fs::read_to_string(path).map_err(|source| IdentityError::File {
+        operation: "read",
+        path: path.into(),
+        source,
+    })
+}
+
+/// Writes a file so that after a crash it is there whole or not at all.
+fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<(), IdentityError> {
+    let unfinished = path.with_extension("new");
+    let write = || -> std::io::Result<()> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(mode)
+            .open(&unfinished)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        std::fs::rename(&unfinished, path)?;
+        let directory = path.parent().unwrap_or_else(|| Path::new("."));
+        std::fs::File::open(directory)?.sync_all()
+    };
+    write().map_err(|source| IdentityError::File {
+        operation: "write",
+        path: path.into(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn machine() -> MachineIdentity {
+        MachineIdentity {
+            cluster_id: ClusterId::new("acme/prod").unwrap(),
+            machine_id: MachineId::new("i-ä1").unwrap(),
+        }
+    }
+
+    fn csr(common_name: &str) -> String {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut params = CertificateParams::new(vec!["evil.example".to_owned()]).unwrap();
+        params.distinguished_name = name(common_name, Some("other-cluster"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.serialize_request(&key).unwrap().pem().unwrap()
+    }
+
+    #[test]
+    fn keys_are_made_once_and_only_the_ca_certificate_is_public() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Identity::open(dir.path()).unwrap();
+        let second = Identity::open(dir.path()).unwrap();
+        assert_eq!(first.ca_pem(), second.ca_pem());
+        let token = first.platform_token(Timestamp::now()).unwrap();
+        assert_eq!(second.check_platform_token(&token), Ok(()));
+        for (file, mode) in [("ca.key", 0o600), ("platform.key", 0o600), ("ca.pem", 0o644)] {
+            let found = dir.path().join(file).metadata().unwrap().permissions().mode();
+            assert_eq!(found & 0o777, mode, "{file}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_without_its_key_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        Identity::open(dir.path()).unwrap();
+        std::fs::remove_file(dir.path().join("ca.key")).unwrap();
+        assert!(matches!(
+            Identity::open(dir.path()),
+            Err(IdentityError::HalfThere { .. })
+        ));
+    }
+
+    #[test]
+    fn a_signed_certificate_says_who_the_machine_is_and_nothing_it_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity::open(dir.path()).unwrap();
+        let now = Timestamp::now();
+        let signed = identity.sign(&csr("i-ä1"), &machine(), now).unwrap();
+        assert_eq!(signed.renew_at.since(now), Duration::from_secs(16 * 3600));
+        let (_, pem) = x509_parser::pem::parse_x509_pem(signed.pem.as_bytes()).unwrap();
+        assert_eq!(machine_of(&pem.contents), Some(machine()));
+        let certificate = pem.parse_x509().unwrap();
+        assert!(!certificate.is_ca());
+        assert_eq!(certificate.subject_alternative_name().unwrap(), None);
+        let validity = certificate.validity();
+        let length = validity.not_after.timestamp() - validity.not_before.timestamp();
+        assert_eq!(length, 25 * 3600);
+    }
+
+    #[test]
+    fn a_request_under_another_name_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity::open(dir.path()).unwrap();
+        let refused = identity.sign(&csr("i-2"), &machine(), Timestamp::now());
+        assert!(matches!(refused, Err(SigningError::OtherName { .. })));
+        let refused = identity.sign("no pem", &machine(), Timestamp::now());
+        assert!(matches!(refused, Err(SigningError::Unreadable(_))));
+    }
+
+    #[test]
+    fn platform_tokens_of_others_old_ones_and_texts_are_refused() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let identity = Identity::open(one.path()).unwrap();
+        let foreign = Identity::open(other.path())
+            .unwrap()
+            .platform_token(Timestamp::now())
+            .unwrap();
+        let old = identity
+            .platform_token(Timestamp::from_millis(1_000_000))
+            .unwrap();
+        for token in [foreign.as_str(), old.as_str(), "", "hm_x"] {
+            assert_eq!(identity.check_platform_token(token), Err(InvalidPlatformToken));
+        }
+    }
+}

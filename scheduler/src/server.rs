@@ -1,0 +1,152 @@
+//! A running scheduler: its store, its clusters, and the two servers before them. Usable in one process with others:
+//! tests start it on port 0.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::cluster::LoadError;
+use crate::config::Config;
+use crate::identity::{Identity, IdentityError};
+use crate::link::{self, LinkConfig};
+use crate::scheduler::Scheduler;
+use crate::store::{Sqlite, Store, StoreError};
+
+/// A connection that has not ended by then is cut when the scheduler stops.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why the scheduler does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("make the data directory {path}")]
+    DataDir { path: PathBuf, source: std::io::Error },
+    #[error("cannot open the store")]
+    Store(#[from] StoreError),
+    #[error("cannot load the clusters")]
+    Load(#[from] LoadError),
+    #[error("cannot open the keys")]
+    Identity(#[from] IdentityError),
+    #[error("listen on {address}")]
+    Listen {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
+}
+
+/// A scheduler that serves. Dropping it cuts everything; [`Running::shutdown`] ends it in order.
+#[derive(Debug)]
+pub struct Running {
+    /// Where the REST API is served.
+    pub rest_addr: SocketAddr,
+    /// Where the node link is served.
+    pub link_addr: SocketAddr,
+    scheduler: Arc<Scheduler>,
+    servers: JoinSet<()>,
+    stop: CancellationToken,
+}
+
+impl Scheduler {
+    /// Starts a scheduler on the store of its data directory.
+    ///
+    /// # Errors
+    /// When anything it needs cannot be had; then nothing is served and nothing was overwritten.
+    pub async fn start(config: Config) -> Result<Running, StartError> {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&config.data_dir)
+            .map_err(|source| StartError::DataDir {
+                path: config.data_dir.clone(),
+                source,
+            })?;
+        let path = config.data_dir.join("store.db");
+        let store = tokio::task::spawn_blocking(move || Sqlite::open(&path))
+            .await
+            .map_err(|_| StoreError::Closed)??;
+        Self::start_on(Arc::new(store), config).await
+    }
+
+    /// Starts a scheduler on a given store; only keys are kept in the data directory.
+    ///
+    /// # Errors
+    /// As [`Scheduler::start`].
+    pub async fn start_on(store: Arc<dyn Store>, config: Config) -> Result<Running, StartError> {
+        let identity = Arc::new(Identity::open(&config.data_dir)?);
+        let certificate = identity.server_certificate(&config.link_names)?;
+        let scheduler = Scheduler::load(store, config.limits, identity).await?;
+        let (rest, rest_addr) = listen(config.listen).await?;
+        let (link, link_addr) = listen(config.link_listen).await?;
+        let stop = CancellationToken::new();
+        let mut servers = JoinSet::new();
+        let router = axum::Router::new().route("/healthz", axum::routing::get(|| async { "ok\n" }));
+        let rest_stop = stop.clone();
+        servers.spawn(async move {
+            let served = axum::serve(rest, router).with_graceful_shutdown(rest_stop.cancelled_owned());
+            if let Err(error) = served.await {
+                error!(
+                    error = &error as &dyn std::error::Error,
+                    "the REST API has failed"
+                );
+            }
+        });
+        let link_config = LinkConfig {
+            heartbeat: config.heartbeat,
+        };
+        let served = link::serve(link, scheduler.clone(), certificate, link_config, stop.clone());
+        servers.spawn(async move {
+            if let Err(error) = served.await {
+                error!(
+                    error = &error as &dyn std::error::Error,
+                    "the node link has failed"
+                );
+            }
+        });
+        info!(rest = %rest_addr, link = %link_addr, clusters = scheduler.clusters().len(), "the scheduler serves");
+        Ok(Running {
+            rest_addr,
+            link_addr,
+            scheduler,
+            servers,
+            stop,
+        })
+    }
+}
+
+impl Running {
+    #[must_use]
+    pub fn scheduler(&self) -> &Arc<Scheduler> {
+        &self.scheduler
+    }
+
+    /// Returns when a server has ended by itself, which is a fault.
+    pub async fn failed(&mut self) {
+        self.servers.join_next().await;
+    }
+
+    /// Ends sessions and requests, then the actors; the store is closed when its last user is gone.
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        let ended = async { while self.servers.join_next().await.is_some() {} };
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, ended).await.is_err() {
+            self.servers.shutdown().await;
+        }
+        self.scheduler.shutdown().await;
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let bind = async {
+        let listener = TcpListener::bind(address).await?;
+        let bound = listener.local_addr()?;
+        Ok((listener, bound))
+    };
+    bind.await
+        .map_err(|source| StartError::Listen { address, source })
+}
