@@ -96,8 +96,7 @@ impl Image {
     #[must_use]
     pub fn busybox() -> Option<Self> {
         let program = fs::read(BUSYBOX).ok()?;
-        // A dynamic one names its loader.
-        if program.windows(9).any(|part| part == b"ld-linux-") {
+        if !is_static(&program) {
             return None;
         }
         let mut layer = vec![
@@ -274,6 +273,25 @@ impl Image {
             Compression::Zstd => Ok(("+zstd", zstd(&tar)?)),
         }
     }
+}
+
+/// Whether an ELF program needs no loader: it has no program header of the kind PT_INTERP. Little-endian 64-bit only.
+fn is_static(program: &[u8]) -> bool {
+    const PT_INTERP: usize = 3;
+    let number = |at: usize, len: usize| -> Option<usize> {
+        let bytes = program.get(at..at + len)?;
+        Some(
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |value, byte| value << 8 | usize::from(*byte)),
+        )
+    };
+    let headers = || Some((number(32, 8)?, number(54, 2)?, number(56, 2)?));
+    let Some((offset, size, count)) = headers().filter(|_| program.starts_with(b"\x7fELF\x02\x01")) else {
+        return false;
+    };
+    (0..count).all(|index| number(offset + index * size, 4).is_some_and(|kind| kind != PT_INTERP))
 }
 
 fn zstd(tar: &[u8]) -> anyhow::Result<Vec<u8>> {

@@ -272,10 +272,6 @@ impl Runtime {
         &self.inner.headers
     }
 
-    pub(crate) fn tracker(&self) -> &TaskTracker {
-        &self.inner.tracker
-    }
-
     fn known(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Known>> {
         self.inner.known.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -12,11 +12,29 @@
 //! Failure: every error says whose fault it is ([`ImageError::fault`]). Retries happen here and nowhere else: back-off by
 //! class, Retry-After honoured, a broken download goes on where it broke, silence counts as broken.
 
+mod local;
+mod manifest;
+mod pull;
 mod reference;
+mod registry;
+mod retry;
+mod store;
+mod user;
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use berth_api::replica::Cause;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use super::containerd::Runtime;
+use pull::Puller;
+use registry::Registries;
+use store::Store;
 
 pub use reference::{InvalidReference, Reference, Selector};
 
@@ -86,6 +104,34 @@ pub struct ImageUser {
     pub home: Option<String>,
 }
 
+impl ImageConfig {
+    /// The signal that asks the process to stop; SIGTERM unless the image says otherwise.
+    #[must_use]
+    pub fn stop_signal_number(&self) -> u32 {
+        const SIGTERM: u32 = 15;
+        const NAMES: [(&str, u32); 10] = [
+            ("HUP", 1),
+            ("INT", 2),
+            ("QUIT", 3),
+            ("ABRT", 6),
+            ("KILL", 9),
+            ("USR1", 10),
+            ("USR2", 12),
+            ("ALRM", 14),
+            ("TERM", SIGTERM),
+            ("WINCH", 28),
+        ];
+        let text = self.stop_signal.trim();
+        let name = text.strip_prefix("SIG").unwrap_or(text);
+        let named = NAMES
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, number)| *number);
+        let number = || text.parse().ok().filter(|number| (1..=64).contains(number));
+        named.or_else(number).unwrap_or(SIGTERM)
+    }
+}
+
 /// How far a pull is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Progress {
@@ -151,5 +197,201 @@ impl From<&ImageError> for Cause {
             Fault::Image => Self::Image { error: text },
             Fault::Infrastructure => Self::Infrastructure { error: text },
         }
+    }
+}
+
+/// All images of the node. Clones share everything.
+#[derive(Clone)]
+pub struct Images {
+    inner: Arc<Inner>,
+    /// Ends the pulls with the last handle.
+    _guard: Arc<DropGuard>,
+}
+
+struct Inner {
+    puller: Arc<Puller>,
+    /// Images known to be complete, by normalised reference.
+    known: Mutex<BTreeMap<String, PulledImage>>,
+    /// Pulls under way, by normalised reference.
+    flights: Mutex<BTreeMap<String, watch::Sender<Flight>>>,
+    tracker: TaskTracker,
+    cancel: CancellationToken,
+}
+
+/// One pull as those who wait for it see it.
+#[derive(Debug, Clone, Default)]
+struct Flight {
+    progress: Progress,
+    outcome: Option<Result<PulledImage, ImageError>>,
+}
+
+impl fmt::Debug for Images {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Images")
+            .field("config", &self.inner.puller.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Images {
+    /// # Errors
+    /// When the machine cannot make HTTP connections at all.
+    pub fn new(runtime: &Runtime, config: ImagesConfig) -> Result<Self, ImageError> {
+        let registries = Registries::new(&config).map_err(|trouble| trouble.of(""))?;
+        let puller = Puller {
+            store: Store::new(runtime.clone()),
+            registries,
+            downloads: Arc::new(Semaphore::new(config.parallel_downloads.max(1))),
+            blobs: Mutex::default(),
+            config,
+        };
+        let cancel = CancellationToken::new();
+        let guard = Arc::new(cancel.clone().drop_guard());
+        let inner = Arc::new(Inner {
+            puller: Arc::new(puller),
+            known: Mutex::default(),
+            flights: Mutex::default(),
+            tracker: TaskTracker::new(),
+            cancel,
+        });
+        Ok(Self { inner, _guard: guard })
+    }
+
+    /// The image of a reference, pulled and unpacked if need be. A tag that is in containerd already is not asked for
+    /// again: replicas start without their registry. Local layouts and tarballs are looked at each time.
+    ///
+    /// However many ask at once, one pull runs; it ends when nobody waits for it any more. `on_progress` is called on
+    /// each change while it runs.
+    ///
+    /// # Errors
+    /// [`ImageError`]: whose fault it is, in words for people.
+    pub async fn ensure(
+        &self,
+        text: &str,
+        mut on_progress: impl FnMut(Progress),
+    ) -> Result<PulledImage, ImageError> {
+        let reference = Reference::parse(text)?;
+        let name = reference.to_string();
+        if let Reference::Registry { .. } = reference
+            && let Some(image) = self.inner.known().get(&name)
+        {
+            return Ok(image.clone());
+        }
+        let mut flight = self.join(&reference, &name);
+        let mut last = Progress::default();
+        loop {
+            let now = flight.borrow_and_update().clone();
+            match now.outcome {
+                // It ended for want of waiters in the moment in which we joined it.
+                Some(Err(ImageError::Cancelled { .. })) if !self.inner.cancel.is_cancelled() => {
+                    flight = self.join(&reference, &name);
+                    continue;
+                }
+                Some(outcome) => return outcome,
+                None => {}
+            }
+            if now.progress != last {
+                last = now.progress;
+                on_progress(last);
+            }
+            if flight.changed().await.is_err() {
+                return Err(ImageError::Cancelled { reference: name });
+            }
+        }
+    }
+
+    /// Drops what is remembered of an image, so that the next [`Images::ensure`] looks again. For
+    /// [`super::containerd::RuntimeError::ImageGone`].
+    pub fn forget(&self, text: &str) {
+        if let Ok(reference) = Reference::parse(text) {
+            self.inner.known().remove(&reference.to_string());
+        }
+    }
+
+    /// Ends all pulls and waits for them.
+    pub async fn shutdown(&self) {
+        self.inner.cancel.cancel();
+        self.inner.tracker.close();
+        self.inner.tracker.wait().await;
+    }
+
+    /// Joins the pull of a reference, or starts it.
+    fn join(&self, reference: &Reference, name: &str) -> watch::Receiver<Flight> {
+        let mut flights = self.inner.flights();
+        if let Some(flight) = flights.get(name) {
+            return flight.subscribe();
+        }
+        let (sender, receiver) = watch::channel(Flight::default());
+        flights.insert(name.to_owned(), sender.clone());
+        drop(flights);
+        let (inner, reference, name) = (Arc::clone(&self.inner), reference.clone(), name.to_owned());
+        self.inner
+            .tracker
+            .spawn(async move { inner.fly(&reference, name, sender).await });
+        receiver
+    }
+}
+
+impl Inner {
+    async fn fly(&self, reference: &Reference, name: String, sender: watch::Sender<Flight>) {
+        let outcome = tokio::select! {
+            // Cancel-safe: what was downloaded stays in containerd and is gone on with; the lease expires by itself.
+            outcome = self.puller.pull(reference, &sender) => outcome.map_err(|trouble| trouble.of(&name)),
+            () = sender.closed() => Err(ImageError::Cancelled { reference: name.clone() }),
+            () = self.cancel.cancelled() => Err(ImageError::Cancelled { reference: name.clone() }),
+        };
+        if let (Ok(image), Reference::Registry { .. }) = (&outcome, reference) {
+            self.known().insert(name.clone(), image.clone());
+        }
+        // Off the list before the outcome is told: whoever comes later starts anew.
+        self.flights().remove(&name);
+        sender.send_modify(|flight| flight.outcome = Some(outcome));
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<String, PulledImage>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn flights(&self) -> MutexGuard<'_, BTreeMap<String, watch::Sender<Flight>>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stop_signals_are_names_or_numbers() {
+        let number = |text: &str| {
+            let config = ImageConfig {
+                stop_signal: text.into(),
+                ..ImageConfig::default()
+            };
+            config.stop_signal_number()
+        };
+        let table = [
+            ("", 15),
+            ("SIGINT", 2),
+            ("QUIT", 3),
+            ("28", 28),
+            ("99", 15),
+            ("nonsense", 15),
+        ];
+        for (text, expected) in table {
+            assert_eq!(number(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn each_error_has_one_side_at_fault() {
+        let of = |trouble: retry::Trouble| trouble.of("r").fault();
+        assert_eq!(of(retry::Trouble::Unknown("x".into())), Fault::Image);
+        assert_eq!(of(retry::Trouble::Denied("x".into())), Fault::Image);
+        assert_eq!(of(retry::Trouble::Unusable("x".into())), Fault::Image);
+        assert_eq!(of(retry::Trouble::Registry("x".into())), Fault::Infrastructure);
+        assert_eq!(of(retry::Trouble::passing("x")), Fault::Infrastructure);
+        let reference = Reference::parse("A").map_err(ImageError::from).unwrap_err();
+        assert_eq!(reference.fault(), Fault::Image);
     }
 }

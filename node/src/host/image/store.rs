@@ -1,0 +1,475 @@
+//! containerd's side of a pull: lease, content, snapshots, image records. No retries here; each call has a deadline.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use berth_api::time::Timestamp;
+use bytes::Bytes;
+use containerd_client::services::v1::snapshots::{
+    CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
+    ViewSnapshotRequest,
+};
+use containerd_client::services::v1::{
+    AbortRequest, ApplyRequest, CreateImageRequest, CreateRequest, DeleteContentRequest, DeleteRequest,
+    GetImageRequest, Image, PluginsRequest, ReadContentRequest, UpdateImageRequest, WriteAction,
+    WriteContentRequest, WriteContentResponse,
+};
+use containerd_client::tonic::Streaming;
+use containerd_client::types;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::manifest::{DOCUMENT_SIZE_MAX, Descriptor};
+use super::retry::Trouble;
+use crate::host::containerd::{Headers, Runtime, RuntimeError, Tolerate as _, within};
+
+/// A lease that a killed daemon left ends by itself.
+const LEASE_LIFETIME: Duration = Duration::from_secs(6 * 3600);
+/// Unpacking: a floor, and the slowest disk that is waited for.
+const APPLY_TIMEOUT_MIN: Duration = Duration::from_secs(120);
+const APPLY_BYTES_PER_SECOND_MIN: u64 = 1 << 20;
+const GC_ROOT: &str = "containerd.io/gc.root";
+
+/// containerd's stores under one lease, or none.
+#[derive(Debug, Clone)]
+pub(super) struct Store {
+    runtime: Runtime,
+    headers: Headers,
+    lease: Option<String>,
+}
+
+impl Store {
+    pub(super) fn new(runtime: Runtime) -> Self {
+        let headers = runtime.headers().clone();
+        Self {
+            runtime,
+            headers,
+            lease: None,
+        }
+    }
+
+    fn deadline(&self) -> Duration {
+        self.runtime.config().call_timeout
+    }
+
+    pub(super) fn snapshotter(&self) -> String {
+        self.runtime.config().snapshotter.clone()
+    }
+
+    /// The same stores under a new lease: what is written is kept until [`Store::end_lease`].
+    pub(super) async fn leased(&self) -> Result<Self, RuntimeError> {
+        let id = unique("berth-pull");
+        let expires = Timestamp::now().plus(LEASE_LIFETIME).to_string();
+        let create = CreateRequest {
+            id: id.clone(),
+            labels: HashMap::from([("containerd.io/gc.expire".into(), expires)]),
+        };
+        let request = self.headers.request(create, Some(self.deadline()));
+        within("create lease", &id, self.deadline(), async {
+            self.runtime.client().leases().create(request).await
+        })
+        .await?;
+        let mut leased = self.clone();
+        leased.headers.lease = Some(id.parse().expect("our lease ids are ASCII"));
+        leased.lease = Some(id);
+        Ok(leased)
+    }
+
+    pub(super) async fn end_lease(&self) -> Result<(), RuntimeError> {
+        let Some(id) = &self.lease else { return Ok(()) };
+        let delete = DeleteRequest {
+            id: id.clone(),
+            sync: false,
+        };
+        // Not under the lease itself.
+        let request = self.runtime.headers().request(delete, Some(self.deadline()));
+        within("delete lease", id, self.deadline(), async {
+            self.runtime.client().leases().delete(request).await
+        })
+        .await
+        .or_gone()
+        .map(|_| ())
+    }
+
+    /// The manifest digest of an image record.
+    pub(super) async fn image(&self, name: &str) -> Result<Option<types::Descriptor>, RuntimeError> {
+        let get = GetImageRequest { name: name.into() };
+        let request = self.headers.request(get, Some(self.deadline()));
+        let answer = within("get image", name, self.deadline(), async {
+            self.runtime.client().images().get(request).await
+        });
+        let image = answer
+            .await
+            .or_gone()?
+            .and_then(|response| response.into_inner().image);
+        Ok(image.and_then(|image| image.target))
+    }
+
+    /// Makes or moves an image record: from then on garbage collection keeps the image.
+    pub(super) async fn record_image(&self, name: &str, target: &Descriptor) -> Result<(), RuntimeError> {
+        let image = Image {
+            name: name.into(),
+            target: Some(wire(target)),
+            ..Default::default()
+        };
+        let create = CreateImageRequest {
+            image: Some(image.clone()),
+            source_date_epoch: None,
+        };
+        let request = self.headers.request(create, Some(self.deadline()));
+        let created = within("create image", name, self.deadline(), async {
+            self.runtime.client().images().create(request).await
+        });
+        if created.await.or_exists()?.is_some() {
+            return Ok(());
+        }
+        let update = UpdateImageRequest {
+            image: Some(image),
+            ..Default::default()
+        };
+        let request = self.headers.request(update, Some(self.deadline()));
+        within("update image", name, self.deadline(), async {
+            self.runtime.client().images().update(request).await
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// A document from the content store; None when it is not there.
+    pub(super) async fn document(&self, digest: &str) -> Result<Option<Vec<u8>>, RuntimeError> {
+        let read = ReadContentRequest {
+            digest: digest.into(),
+            offset: 0,
+            size: 0,
+        };
+        let request = self.headers.request(read, Some(self.deadline()));
+        let read = within("read content", digest, self.deadline(), async {
+            let mut stream = self.runtime.client().content().read(request).await?.into_inner();
+            let mut bytes = Vec::new();
+            while let Some(part) = stream.message().await? {
+                bytes.extend_from_slice(&part.data);
+                if bytes.len() as u64 > DOCUMENT_SIZE_MAX {
+                    break;
+                }
+            }
+            Ok(bytes)
+        });
+        read.await.or_gone()
+    }
+
+    pub(super) async fn delete_content(&self, digest: &str) -> Result<(), RuntimeError> {
+        let delete = DeleteContentRequest {
+            digest: digest.into(),
+        };
+        let request = self.headers.request(delete, Some(self.deadline()));
+        within("delete content", digest, self.deadline(), async {
+            self.runtime.client().content().delete(request).await
+        })
+        .await
+        .or_gone()
+        .map(|_| ())
+    }
+
+    /// Opens a writer for a blob; None when the store has the blob.
+    pub(super) async fn writer(
+        &self,
+        blob: &Descriptor,
+        labels: HashMap<String, String>,
+    ) -> Result<Option<Writer>, RuntimeError> {
+        let (sender, receiver) = mpsc::channel(2);
+        let total = i64::try_from(blob.size).unwrap_or(i64::MAX);
+        let reference = format!("berth-{}", blob.digest);
+        let first = WriteContentRequest {
+            action: WriteAction::Stat.into(),
+            r#ref: reference.clone(),
+            total,
+            expected: blob.digest.clone(),
+            ..Default::default()
+        };
+        sender.try_send(first).expect("the channel is new");
+        // Without a server-side deadline: the stream lives as long as the download.
+        let request = self.headers.request(ReceiverStream::new(receiver), None);
+        let deadline = self.deadline();
+        let opened = within("open content", &blob.digest, deadline, async {
+            let mut responses = self.runtime.client().content().write(request).await?.into_inner();
+            let first = responses.message().await?;
+            Ok((responses, first))
+        });
+        let Some((responses, first)) = opened.await.or_exists()? else {
+            return Ok(None);
+        };
+        let offset = first.map_or(0, |response| u64::try_from(response.offset).unwrap_or(0));
+        Ok(Some(Writer {
+            sender,
+            responses,
+            reference,
+            digest: blob.digest.clone(),
+            labels,
+            total: blob.size,
+            offset,
+            deadline,
+        }))
+    }
+
+    /// Drops what was written of a blob so far.
+    pub(super) async fn abort(&self, blob: &Descriptor) -> Result<(), RuntimeError> {
+        let abort = AbortRequest {
+            r#ref: format!("berth-{}", blob.digest),
+        };
+        let request = self.headers.request(abort, Some(self.deadline()));
+        within("abort content", &blob.digest, self.deadline(), async {
+            self.runtime.client().content().abort(request).await
+        })
+        .await
+        .or_gone()
+        .map(|_| ())
+    }
+
+    pub(super) async fn has_snapshot(&self, chain_id: &str) -> Result<bool, RuntimeError> {
+        let stat = StatSnapshotRequest {
+            snapshotter: self.snapshotter(),
+            key: chain_id.into(),
+        };
+        let request = self.headers.request(stat, Some(self.deadline()));
+        let answer = within("stat snapshot", chain_id, self.deadline(), async {
+            self.runtime.client().snapshots().stat(request).await
+        });
+        Ok(answer.await.or_gone()?.is_some())
+    }
+
+    /// Unpacks one layer on its parent, checks what came out and names it by its chain id.
+    pub(super) async fn unpack(
+        &self,
+        layer: &Descriptor,
+        diff_id: &str,
+        parent: &str,
+        chain_id: &str,
+    ) -> Result<(), Trouble> {
+        let key = unique("berth-unpack");
+        let result = self.unpack_as(&key, layer, diff_id, parent, chain_id).await;
+        if !matches!(result, Ok(Unpacked::New)) {
+            // An orphan is also taken by garbage collection once the lease is gone.
+            self.remove_snapshot(&key).await.ok();
+        }
+        result.map(|_| ())
+    }
+
+    async fn unpack_as(
+        &self,
+        key: &str,
+        layer: &Descriptor,
+        diff_id: &str,
+        parent: &str,
+        chain_id: &str,
+    ) -> Result<Unpacked, Trouble> {
+        let prepare = PrepareSnapshotRequest {
+            snapshotter: self.snapshotter(),
+            key: key.into(),
+            parent: parent.into(),
+            ..Default::default()
+        };
+        let request = self.headers.request(prepare, Some(self.deadline()));
+        let mounts = within("prepare layer", &layer.digest, self.deadline(), async {
+            self.runtime.client().snapshots().prepare(request).await
+        })
+        .await?
+        .into_inner()
+        .mounts;
+        let deadline = APPLY_TIMEOUT_MIN + Duration::from_secs(layer.size / APPLY_BYTES_PER_SECOND_MIN);
+        let apply = ApplyRequest {
+            diff: Some(wire(layer)),
+            mounts,
+            sync_fs: true,
+            ..Default::default()
+        };
+        let request = self.headers.request(apply, Some(deadline));
+        let applied = within("unpack layer", &layer.digest, deadline, async {
+            self.runtime.client().diff().apply(request).await
+        })
+        .await?
+        .into_inner()
+        .applied
+        .map(|applied| applied.digest)
+        .unwrap_or_default();
+        if applied != diff_id {
+            return Err(Trouble::Unusable(format!(
+                "layer {} unpacks to {applied}, its config says {diff_id}",
+                layer.digest
+            )));
+        }
+        let commit = CommitSnapshotRequest {
+            snapshotter: self.snapshotter(),
+            name: chain_id.into(),
+            key: key.into(),
+            labels: HashMap::from([(GC_ROOT.to_owned(), Timestamp::now().to_string())]),
+        };
+        let request = self.headers.request(commit, Some(self.deadline()));
+        let committed = within("commit layer", &layer.digest, self.deadline(), async {
+            self.runtime.client().snapshots().commit(request).await
+        });
+        Ok(match committed.await.or_exists()? {
+            Some(_) => Unpacked::New,
+            None => Unpacked::ByAnother,
+        })
+    }
+
+    pub(super) async fn remove_snapshot(&self, key: &str) -> Result<(), RuntimeError> {
+        let remove = RemoveSnapshotRequest {
+            snapshotter: self.snapshotter(),
+            key: key.into(),
+        };
+        let request = self.headers.request(remove, Some(self.deadline()));
+        within("remove snapshot", key, self.deadline(), async {
+            self.runtime.client().snapshots().remove(request).await
+        })
+        .await
+        .or_gone()
+        .map(|_| ())
+    }
+
+    /// The directories of an unpacked image, topmost first: what one would mount, without mounting.
+    pub(super) async fn layer_directories(
+        &self,
+        chain_id: &str,
+    ) -> Result<Vec<std::path::PathBuf>, RuntimeError> {
+        let key = unique("berth-view");
+        let view = ViewSnapshotRequest {
+            snapshotter: self.snapshotter(),
+            key: key.clone(),
+            parent: chain_id.into(),
+            ..Default::default()
+        };
+        let request = self.headers.request(view, Some(self.deadline()));
+        let mounts = within("view snapshot", chain_id, self.deadline(), async {
+            self.runtime.client().snapshots().view(request).await
+        })
+        .await?
+        .into_inner()
+        .mounts;
+        self.remove_snapshot(&key).await?;
+        Ok(mounts.iter().flat_map(directories_of).collect())
+    }
+
+    /// Where the snapshotter keeps its files; None when containerd does not say.
+    pub(super) async fn snapshot_root(&self) -> Option<String> {
+        let plugins = PluginsRequest {
+            filters: vec![format!(
+                "type==io.containerd.snapshotter.v1,id=={}",
+                self.snapshotter()
+            )],
+        };
+        let request = self.headers.request(plugins, Some(self.deadline()));
+        let answer = within("list plugins", "", self.deadline(), async {
+            self.runtime.client().introspection().plugins(request).await
+        });
+        let plugins = answer.await.ok()?.into_inner().plugins;
+        plugins
+            .into_iter()
+            .find_map(|mut plugin| plugin.exports.remove("root"))
+    }
+}
+
+enum Unpacked {
+    New,
+    /// Another pull was faster.
+    ByAnother,
+}
+
+/// An open write of one blob. Dropped, it leaves what was written, and the next writer goes on there.
+#[derive(Debug)]
+pub(super) struct Writer {
+    sender: mpsc::Sender<WriteContentRequest>,
+    responses: Streaming<WriteContentResponse>,
+    reference: String,
+    digest: String,
+    labels: HashMap<String, String>,
+    total: u64,
+    offset: u64,
+    deadline: Duration,
+}
+
+impl Writer {
+    /// How much the store has.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Adds bytes at the end. At most 1 MiB at once.
+    pub(super) async fn write(&mut self, data: Bytes) -> Result<(), RuntimeError> {
+        let len = data.len() as u64;
+        let message = WriteContentRequest {
+            action: WriteAction::Write.into(),
+            offset: i64::try_from(self.offset).unwrap_or(i64::MAX),
+            data: data.into(),
+            ..Default::default()
+        };
+        self.exchange("write content", message).await?;
+        self.offset += len;
+        Ok(())
+    }
+
+    /// Ends the blob; containerd compares the digest. A blob that came from elsewhere meanwhile is success.
+    pub(super) async fn commit(mut self) -> Result<(), RuntimeError> {
+        let total = i64::try_from(self.total).unwrap_or(i64::MAX);
+        let message = WriteContentRequest {
+            action: WriteAction::Commit.into(),
+            total,
+            offset: total,
+            expected: self.digest.clone(),
+            labels: std::mem::take(&mut self.labels),
+            ..Default::default()
+        };
+        self.exchange("commit content", message)
+            .await
+            .or_exists()
+            .map(|_| ())
+    }
+
+    async fn exchange(
+        &mut self,
+        operation: &'static str,
+        mut message: WriteContentRequest,
+    ) -> Result<(), RuntimeError> {
+        message.r#ref.clone_from(&self.reference);
+        // A closed channel shows as the end of the responses, with its reason.
+        self.sender.send(message).await.ok();
+        let responses = &mut self.responses;
+        let answer = within(operation, &self.digest, self.deadline, responses.message());
+        match answer.await? {
+            Some(_) => Ok(()),
+            None => Err(RuntimeError::Unreachable {
+                operation,
+                object: self.digest.clone(),
+                message: "the stream ended".into(),
+            }),
+        }
+    }
+}
+
+/// Directories behind one mount of a view: a bind of one layer, or the lower ones of an overlay, topmost first.
+fn directories_of(mount: &types::Mount) -> Vec<std::path::PathBuf> {
+    if mount.r#type == "overlay" {
+        return mount
+            .options
+            .iter()
+            .filter_map(|option| option.strip_prefix("lowerdir="))
+            .flat_map(|lower| lower.split(':').map(Into::into))
+            .collect();
+    }
+    vec![mount.source.clone().into()]
+}
+
+fn wire(descriptor: &Descriptor) -> types::Descriptor {
+    types::Descriptor {
+        media_type: descriptor.media_type.clone(),
+        digest: descriptor.digest.clone(),
+        size: i64::try_from(descriptor.size).unwrap_or(i64::MAX),
+        ..Default::default()
+    }
+}
+
+fn unique(prefix: &str) -> String {
+    // Without randomness the time still tells apart what one process does.
+    let random = getrandom::u64().unwrap_or_else(|_| Timestamp::now().millis());
+    format!("{prefix}-{random:016x}")
+}
