@@ -325,8 +325,8 @@ fn check_index(index: &File, log_bytes: u64) -> io::Result<IndexCheck> {
     let mut chunk = [0; RECOVERY_RECORDS * RECORD_BYTES];
     loop {
         let read = read_up_to(index, &mut chunk, check.index_bytes())?;
-        let whole = chunk[..read].chunks_exact(RECORD_BYTES);
-        if read == 0 || !whole.fold(true, |good, record| good && check.keep(record)) || read < chunk.len() {
+        let mut whole = chunk[..read].chunks_exact(RECORD_BYTES);
+        if read == 0 || !whole.all(|record| check.keep(record)) || read < chunk.len() {
             return Ok(check);
         }
     }

@@ -342,7 +342,7 @@ fn open_is_idempotent_and_close_ends_the_run() {
     client.close(key.clone()).unwrap();
     let lines = keeper.lines("cluster/a b");
     assert_eq!((lines.len(), lines[0].partial, lines[0].run), (1, false, 3));
-    assert_eq!(stored_runs(&keeper.store).unwrap(), [key.clone()]);
+    assert_eq!(stored_runs(&keeper.store).unwrap(), std::slice::from_ref(&key));
     keeper.restart_by_kill();
     let stat = client.stat(None).unwrap();
     assert_eq!((stat.runs_open, stat.runs_stored, stat.stored_bytes), (0, 1, 3));
