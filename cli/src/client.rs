@@ -199,6 +199,14 @@ impl Client {
         self.call(Method::DELETE, self.url(segments, &[]), None).await
     }
 
+    pub(crate) async fn delete_with<T: DeserializeOwned>(
+        &self,
+        segments: &[&str],
+        query: &[(&str, String)],
+    ) -> Result<T, ClientError> {
+        self.call(Method::DELETE, self.url(segments, query), None).await
+    }
+
     /// An answer that comes in pieces and may never end, such as followed logs.
     pub(crate) async fn stream(
         &self,

@@ -31,6 +31,7 @@ const STATE_MEMBERS: [&str; 6] = [
 ];
 
 /// Arguments of `berth apply`.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[derive(Debug, Args)]
 pub(crate) struct ApplyArgs {
     /// Stack JSON, or a JSON list of containers; - reads standard input

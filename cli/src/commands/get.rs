@@ -5,7 +5,6 @@ use berth_api::rest::node::ListMachinesReply;
 use berth_api::rest::operator::{ListClustersReply, ListReplicasReply};
 use berth_api::time::Timestamp;
 use clap::{Args, ValueEnum};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::args::{Format, Output};
@@ -63,15 +62,19 @@ pub(crate) async fn run(args: GetArgs, session: &Session, screen: &Screen) -> Re
     }
 }
 
-async fn list<T: DeserializeOwned + Serialize>(
+async fn list<T: DeserializeOwned>(
     path: &[&str],
     args: GetArgs,
     session: &Session,
     table: impl Fn(&T) -> String,
 ) -> Result<(), Failure> {
     match args.output.output {
-        // As the scheduler said it: members that this version does not know stay.
-        Format::Json => output::json(&session.client.get::<serde_json::Value>(path).await?),
+        // The list as the scheduler said it: members that this version does not know stay.
+        Format::Json => {
+            let reply: serde_json::Value = session.client.get(path).await?;
+            let list = path.last().and_then(|name| reply.get(*name));
+            output::json(list.unwrap_or(&reply))
+        }
         Format::Table => output::line(table(&session.client.get(path).await?)),
     }
 }

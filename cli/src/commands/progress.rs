@@ -158,7 +158,7 @@ fn standing(
     // The replica that is worst off speaks for all.
     let worst = replicas
         .iter()
-        .filter(|replica| !going(replica) && !(replica.ready && replica.image == image))
+        .filter(|replica| !going(replica) && (!replica.ready || replica.image != image))
         .min_by_key(|replica| (replica.machine_id.is_some(), replica.phase));
     if let Some(replica) = worst {
         let (word, _) = replica_word(replica);

@@ -98,7 +98,12 @@ pub(crate) enum DevCommand {
 #[derive(Debug, Subcommand)]
 pub(crate) enum MachineCommand {
     /// Cut the power: cable out, daemons and containers killed, nothing restarted
-    Kill { name: String },
+    Kill {
+        name: String,
+        /// Let the scheduler find out by itself; stateful replicas then stay with the silent machine
+        #[arg(long)]
+        silent: bool,
+    },
     /// Switch a killed machine on again
     Start { name: String },
     /// Show addresses and process ids

@@ -62,16 +62,16 @@ pub(crate) fn containerd(layout: &Layout) -> String {
 pub(crate) fn scheduler(record: &Record, layout: &Layout, wishes: &Wishes) -> String {
     let mut config = json!({
         "data_dir": layout.scheduler_dir(),
-        "rest_listen": record.rest,
+        "listen": record.rest,
         "link_listen": format!("{}:{LINK_PORT}", record.gateway()),
         "link_names": [record.gateway().to_string()],
     });
     if wishes.failover == Failover::Fast
         && let Value::Object(members) = &mut config
     {
-        members.insert("heartbeat_ms".into(), json!(1000));
-        members.insert("unhealthy_after_ms".into(), json!(5000));
-        members.insert("lost_after_ms".into(), json!(10000));
+        members.insert("heartbeat_ms".into(), json!(500));
+        let limits = json!({"unhealthy_after_seconds": 3, "replace_after_seconds": 5});
+        members.insert("limits".into(), limits);
     }
     to_toml(&config)
 }

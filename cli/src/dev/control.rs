@@ -19,6 +19,8 @@ pub(crate) enum Request {
     List,
     MachineKill {
         name: String,
+        /// Do not tell the scheduler.
+        silent: bool,
     },
     MachineStart {
         name: String,
@@ -121,11 +123,11 @@ mod tests {
         tasks.spawn(serve(listener, calls));
         tasks.spawn(async move {
             while let Some((request, done)) = heard.recv().await {
-                assert_eq!(request, Request::MachineKill { name: "m2".into() });
+                assert_eq!(request, Request::DaemonKill { name: "m2".into() });
                 drop(done.send(Reply::Done("m2".into())));
             }
         });
-        let reply = ask(&socket, &Request::MachineKill { name: "m2".into() })
+        let reply = ask(&socket, &Request::DaemonKill { name: "m2".into() })
             .await
             .unwrap();
         assert_eq!(reply, Reply::Done("m2".into()));

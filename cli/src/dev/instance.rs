@@ -63,6 +63,8 @@ pub(crate) struct Instance {
     supervisor: Supervisor,
     progress: mpsc::Sender<String>,
     ready: bool,
+    /// Once the cluster exists: asks the scheduler in its name.
+    client: Option<Client>,
     orphans: BTreeSet<u32>,
 }
 
@@ -78,7 +80,7 @@ pub(crate) struct MachineView {
     pub(crate) containerd_namespace: String,
     pub(crate) cgroup: String,
     /// Process ids of its daemons; none while a daemon is down.
-    pub(crate) berthd_pid: Option<u32>,
+    pub(crate) daemon_pid: Option<u32>,
     pub(crate) keeper_pid: Option<u32>,
     /// Process ids of everything that runs in its containers.
     pub(crate) container_pids: Vec<u32>,
@@ -123,6 +125,7 @@ impl Instance {
             wishes,
             progress,
             ready: false,
+            client: None,
             orphans: BTreeSet::new(),
         }
     }
@@ -154,6 +157,7 @@ impl Instance {
         self.say(format!("scheduler   running at http://{}", self.record.rest))
             .await;
         let management = self.create_cluster(&platform).await?;
+        self.client = Some(Client::new(&self.server(), &management)?);
         for index in 0..self.record.machines.len() {
             self.start_machine(index)?;
         }
@@ -162,7 +166,7 @@ impl Instance {
             self.record.machines.len()
         ))
         .await;
-        self.wait_for_machines(&management).await?;
+        self.wait_for_machines().await?;
         self.write_context(&management)?;
         self.ready = true;
         Ok(())
@@ -287,8 +291,11 @@ impl Instance {
         Ok(())
     }
 
-    async fn wait_for_machines(&self, management: &str) -> Result<(), StartError> {
-        let client = Client::new(&self.server(), management)?;
+    async fn wait_for_machines(&self) -> Result<(), StartError> {
+        let client = self
+            .client
+            .as_ref()
+            .ok_or(StartError::Answer("managementToken"))?;
         let names: Vec<String> = self
             .record
             .machines
@@ -408,9 +415,9 @@ impl Instance {
                 return serde_json::to_value(self.view())
                     .map_or_else(|error| Reply::refused(error.to_string()), Reply::Done);
             }
-            Request::MachineKill { name } | Request::MachineStart { name } | Request::DaemonKill { name } => {
-                name
-            }
+            Request::MachineKill { name, .. }
+            | Request::MachineStart { name }
+            | Request::DaemonKill { name } => name,
         };
         if self.record.machine(name).is_none() {
             return Reply::Refused {
@@ -419,7 +426,13 @@ impl Instance {
             };
         }
         let left = match request {
-            Request::MachineKill { .. } => self.power_off(name).await,
+            Request::MachineKill { silent, .. } => {
+                let left = self.power_off(name).await;
+                if !silent {
+                    self.tell_lost(name).await;
+                }
+                left
+            }
             Request::MachineStart { .. } => self.power_on(name).await,
             Request::DaemonKill { .. } => {
                 self.supervisor.crash(&berthd_name(name)).await;
@@ -441,6 +454,20 @@ impl Instance {
         self.supervisor.power_off(&keeper_name(name)).await;
         left.extend(teardown::kill_machine(&self.record, name).await);
         left
+    }
+
+    /// What a cloud would know: this machine is powered off for good, so nothing of it still writes. A scheduler that
+    /// cannot be told finds out by silence.
+    async fn tell_lost(&self, name: &str) {
+        let Some(client) = &self.client else { return };
+        let path = ["clusters", self.record.cluster_id.as_str(), "machines", name];
+        let query = [("poweredOff", "true".to_owned())];
+        if let Err(error) = client.delete_with::<Value>(&path, &query).await {
+            self.say(format!(
+                "{name}: the scheduler could not be told that it is off: {error}"
+            ))
+            .await;
+        }
     }
 
     async fn power_on(&self, name: &str) -> Vec<String> {
@@ -486,7 +513,7 @@ impl Instance {
                     netns: layout.netns(&machine.name),
                     containerd_namespace: config::containerd_namespace(record, &machine.name),
                     cgroup: record.machine_cgroup(&machine.name),
-                    berthd_pid: self.supervisor.state(&berthd_name(&machine.name)).pid,
+                    daemon_pid: self.supervisor.state(&berthd_name(&machine.name)).pid,
                     keeper_pid: self.supervisor.state(&keeper_name(&machine.name)).pid,
                     container_pids: proc::in_cgroup(&record.machine_cgroup(&machine.name))
                         .into_iter()

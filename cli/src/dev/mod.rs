@@ -72,7 +72,7 @@ pub(crate) async fn run(args: DevArgs, screen: &Screen) -> Result<(), Failure> {
         Some(DevCommand::Machine { command, instance }) => {
             let layout = locate(instance.state_dir)?;
             let request = match command {
-                MachineCommand::Kill { name } => Request::MachineKill { name },
+                MachineCommand::Kill { name, silent } => Request::MachineKill { name, silent },
                 MachineCommand::Start { name } => Request::MachineStart { name },
                 MachineCommand::List { output } => {
                     let view = view(&layout).await?;
@@ -627,7 +627,7 @@ fn machine_table(screen: &Screen, view: &InstanceView) -> String {
         .machines
         .iter()
         .map(|machine| {
-            let state = if machine.berthd_pid.is_some() {
+            let state = if machine.daemon_pid.is_some() {
                 screen.paint(Paint::Good, "running")
             } else {
                 screen.paint(Paint::Bad, "down")
@@ -637,7 +637,7 @@ fn machine_table(screen: &Screen, view: &InstanceView) -> String {
                 state,
                 machine.zone.clone(),
                 machine.ip.clone(),
-                pid(machine.berthd_pid),
+                pid(machine.daemon_pid),
                 pid(machine.keeper_pid),
                 machine.container_pids.len().to_string(),
                 machine.netns.display().to_string(),
