@@ -47,7 +47,7 @@ pub(crate) struct UpArgs {
     /// A registry to be spoken to over http; a registry on this host is reached at the gateway's address
     #[arg(long, value_name = "HOST:PORT", value_parser = registry)]
     pub(crate) insecure_registry: Vec<String>,
-    /// Count a silent machine as lost after seconds instead of minutes
+    /// Call a silent machine unhealthy after 3 seconds and replace its replicas after 5, instead of 15 and 30
     #[arg(long)]
     pub(crate) fast_failover: bool,
     /// Id of the cluster that is made
