@@ -20,6 +20,7 @@
 //! dns_upstream = ["10.0.0.2:53"]            # servers for names outside the cluster; default none
 //! insecure_registries = ["10.0.0.2:5000"]   # registries spoken to over http; default none
 //! hostpath_root = "/srv/berth"              # hostpath volumes and shared mounts must lie below; default: refused
+//! ephemeral_admission = "reserved"          # the default: no more is promised than the disk has; or "overcommitted"
 //!
 //! [capacity]                                # what the machine has in total
 //! cpu = "8"                                 # vCPU
@@ -38,6 +39,8 @@ use berth_api::id::{ClusterId, GroupId, MachineId, Zone};
 use berth_api::machine::{CpuCapacity, GpuCapacity, MachineCapacity, MemoryCapacity, StorageCapacity};
 use berth_api::units::{Bytes, Cpu};
 use toml::{Table, Value};
+
+use crate::host::ephemeral::Admission;
 
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +65,7 @@ pub struct Config {
     pub dns_upstream: Vec<SocketAddr>,
     pub insecure_registries: Vec<String>,
     pub hostpath_root: Option<PathBuf>,
+    pub ephemeral_admission: Admission,
     pub capacity: MachineCapacity,
 }
 
@@ -163,6 +167,7 @@ fn read(table: Table, faults: &mut Vec<String>) -> Option<Config> {
     let dns_upstream = keys.list("dns_upstream", name_server);
     let insecure_registries = keys.list("insecure_registries", Ok::<_, String>);
     let hostpath_root = keys.optional("hostpath_root", absolute);
+    let ephemeral_admission = keys.parsed_or("ephemeral_admission", "reserved", admission);
     let capacity = match keys.table.remove("capacity") {
         Some(Value::Table(table)) => read_capacity(table, keys.faults),
         Some(_) => keys.fault("capacity", "is no table"),
@@ -197,6 +202,7 @@ fn read(table: Table, faults: &mut Vec<String>) -> Option<Config> {
         dns_upstream,
         insecure_registries,
         hostpath_root,
+        ephemeral_admission: ephemeral_admission?,
         capacity: capacity?,
     })
 }
@@ -357,6 +363,14 @@ fn absolute(text: String) -> Result<PathBuf, String> {
         Ok(path)
     } else {
         Err(format!("{text:?} is no absolute path"))
+    }
+}
+
+fn admission(text: String) -> Result<Admission, String> {
+    match text.as_str() {
+        "reserved" => Ok(Admission::Reserved),
+        "overcommitted" => Ok(Admission::Overcommitted),
+        _ => Err(format!("{text:?} is neither \"reserved\" nor \"overcommitted\"")),
     }
 }
 

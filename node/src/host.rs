@@ -11,6 +11,7 @@ pub mod ephemeral;
 pub mod fake;
 pub mod firewall;
 pub mod image;
+pub mod linux;
 pub mod namespace;
 pub mod net;
 pub mod seccomp;
@@ -69,6 +70,11 @@ impl HostError {
             fault: Fault::Busy,
             message: message.into(),
         }
+    }
+
+    /// A fault of the machine, with its whole chain in the message.
+    pub fn infrastructure_chain(error: &dyn std::error::Error) -> Self {
+        Self::chain(Fault::Infrastructure, error)
     }
 
     /// An error with its whole chain in the message.
