@@ -22,10 +22,12 @@ pub mod liveness;
 pub mod placement;
 pub mod reconcile;
 pub mod refusal;
+pub mod rest;
 mod scheduler;
 mod server;
 pub mod status;
 pub mod store;
+pub mod tokens;
 pub mod world;
 
 pub use cluster::ClusterHandle;
