@@ -2,35 +2,25 @@
 //!
 //! | kind | form | proves |
 //! | --- | --- | --- |
-//! | platform | JWT, signed with Ed25519 by the key in the data directory | cluster management |
+//! | platform | JWT (see [`crate::identity`]) | cluster management |
 //! | management | `hm_` and 43 of `[A-Za-z0-9]` | container operations of one cluster |
 //! | machine | `hj_` and 43 of `[A-Za-z0-9]` | a node of one cluster |
 //!
 //! A cluster's tokens are derived, not stored: HMAC-SHA-256 over kind, cluster and a random salt, under a secret in the
 //! data directory. The log holds digest and salt. So a create-cluster request whose reply was lost can be repeated and
 //! is answered with the same tokens, while neither the log nor its backups are worth anything without the secret file,
-//! which lies beside the CA's key and the platform key and is as precious as those.
+//! which lies beside the CA's key and the key of platform tokens and is as precious as those.
 
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use berth_api::id::ClusterId;
-use berth_api::time::Timestamp;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use rcgen::{KeyPair, PKCS_ED25519, PublicKeyData as _};
-use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::entry::{TokenDigest, TokenKind};
 
-/// How long a platform token is valid unless asked otherwise.
-pub const PLATFORM_TOKEN_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
-
-const AUDIENCE: &str = "berth";
-const PLATFORM_KEY_FILE: &str = "platform-key.pem";
 const SECRET_FILE: &str = "token-secret";
 const SECRET_LEN: usize = 32;
 const SALT_LEN: usize = 16;
@@ -47,32 +37,15 @@ pub enum TokenError {
         path: PathBuf,
         source: io::Error,
     },
-    #[error("{path} holds no Ed25519 key in PEM")]
-    Key { path: PathBuf, source: rcgen::Error },
     #[error("{path} has {found} bytes, not {SECRET_LEN}; restore it, or remove it and rotate every token")]
     Secret { path: PathBuf, found: usize },
-    #[error("an Ed25519 key cannot be generated")]
-    Generate(#[source] rcgen::Error),
     #[error("the system has no randomness: {0}")]
     Random(getrandom::Error),
-    #[error("the platform token cannot be signed")]
-    Sign(#[source] jsonwebtoken::errors::Error),
 }
 
-/// What a platform token says.
-#[derive(Debug, Serialize, Deserialize)]
-struct Claims {
-    aud: String,
-    sub: String,
-    iat: u64,
-    exp: u64,
-}
-
-/// Makes and checks tokens.
+/// Makes the tokens of clusters.
 pub struct Tokens {
     secret: [u8; SECRET_LEN],
-    signing: EncodingKey,
-    verifying: DecodingKey,
 }
 
 /// Without any key.
@@ -83,20 +56,11 @@ impl std::fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// Reads the keys of a data directory; makes those that are not there.
+    /// Reads the secret of a data directory; makes it when it is not there.
     ///
     /// # Errors
-    /// When a file cannot be read or written, or holds no key. Nothing is overwritten.
+    /// When a file cannot be read or written, or is no secret. Nothing is overwritten.
     pub fn open(data_dir: &Path) -> Result<Self, TokenError> {
-        let key_path = data_dir.join(PLATFORM_KEY_FILE);
-        let pem = read_or_make(&key_path, || {
-            let key = KeyPair::generate_for(&PKCS_ED25519).map_err(TokenError::Generate)?;
-            Ok(key.serialize_pem().into_bytes())
-        })?;
-        let key = KeyPair::from_pem(&String::from_utf8_lossy(&pem)).map_err(|source| TokenError::Key {
-            path: key_path,
-            source,
-        })?;
         let secret_path = data_dir.join(SECRET_FILE);
         let secret = read_or_make(&secret_path, || {
             let mut secret = vec![0; SECRET_LEN];
@@ -107,35 +71,7 @@ impl Tokens {
             path: secret_path,
             found: secret.len(),
         })?;
-        Ok(Self {
-            secret,
-            signing: EncodingKey::from_ed_der(&key.serialize_der()),
-            verifying: DecodingKey::from_ed_der(key.der_bytes()),
-        })
-    }
-
-    /// A platform token for `subject`, valid from `now` for `ttl`.
-    ///
-    /// # Errors
-    /// When the key of the data directory cannot sign.
-    pub fn platform_token(&self, subject: &str, now: Timestamp, ttl: Duration) -> Result<String, TokenError> {
-        let iat = now.millis() / 1000;
-        let claims = Claims {
-            aud: AUDIENCE.to_owned(),
-            sub: subject.to_owned(),
-            iat,
-            exp: iat.saturating_add(ttl.as_secs()),
-        };
-        jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.signing).map_err(TokenError::Sign)
-    }
-
-    /// Whether this is a platform token of this scheduler that has not expired.
-    #[must_use]
-    pub fn is_platform(&self, token: &str) -> bool {
-        let mut validation = Validation::new(Algorithm::EdDSA);
-        validation.set_audience(&[AUDIENCE]);
-        validation.set_required_spec_claims(&["exp", "aud", "sub"]);
-        jsonwebtoken::decode::<Claims>(token, &self.verifying, &validation).is_ok()
+        Ok(Self { secret })
     }
 
     /// A new token of a cluster, and what to store of it.
@@ -283,39 +219,23 @@ mod tests {
     }
 
     #[test]
-    fn key_files_are_private_and_kept() {
+    fn the_secret_is_private_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         Tokens::open(dir.path()).unwrap();
         let before = fs::read(dir.path().join(SECRET_FILE)).unwrap();
         Tokens::open(dir.path()).unwrap();
         assert_eq!(fs::read(dir.path().join(SECRET_FILE)).unwrap(), before);
-        for name in [SECRET_FILE, PLATFORM_KEY_FILE] {
-            let mode = fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
-            assert_eq!(mode & 0o777, 0o600, "{name}");
-        }
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        let mode = fs::metadata(dir.path().join(SECRET_FILE))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         fs::write(dir.path().join(SECRET_FILE), b"short").unwrap();
         assert!(matches!(
             Tokens::open(dir.path()),
             Err(TokenError::Secret { found: 5, .. })
         ));
-    }
-
-    #[test]
-    fn platform_tokens_expire_and_are_bound_to_their_key() {
-        let dir = tempfile::tempdir().unwrap();
-        let tokens = Tokens::open(dir.path()).unwrap();
-        let now = Timestamp::now();
-        let good = tokens.platform_token("test", now, PLATFORM_TOKEN_TTL).unwrap();
-        assert!(tokens.is_platform(&good));
-        let old = Timestamp::from_millis(now.millis() - 2 * 3_600_000);
-        let expired = tokens
-            .platform_token("test", old, Duration::from_secs(3600))
-            .unwrap();
-        assert!(!tokens.is_platform(&expired));
-        let other = tempfile::tempdir().unwrap();
-        assert!(!Tokens::open(other.path()).unwrap().is_platform(&good));
-        assert!(!tokens.is_platform("eyJhbGciOiJub25lIn0.e30."));
     }
 
     #[test]
