@@ -323,3 +323,48 @@ impl Entry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lines are added here with each new kind of entry and never changed.
+    const FIXTURES: &str = include_str!("../fixtures/entries.jsonl");
+
+    #[test]
+    fn every_entry_ever_written_can_be_read_and_replayed() {
+        let entries: Vec<Entry> = FIXTURES
+            .lines()
+            .map(|line| Entry::from_record(line.as_bytes()).expect(line))
+            .collect();
+        crate::world::World::replay(&entries).expect("the fixtures are one history");
+        let known: std::collections::BTreeSet<String> = entries.iter().map(kind).collect();
+        assert_eq!(known.len(), KINDS, "{known:?}");
+    }
+
+    #[test]
+    fn an_entry_is_written_as_it_was_read() {
+        for line in FIXTURES.lines() {
+            let entry = Entry::from_record(line.as_bytes()).unwrap();
+            assert_eq!(Entry::from_record(&entry.to_record()).unwrap(), entry);
+        }
+    }
+
+    #[test]
+    fn a_newer_record_is_refused() {
+        let error = Entry::from_record(br#"{"v":2,"type":"unheardOf"}"#).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the record has version 2, this program reads up to 1"
+        );
+        assert!(Entry::from_record(br#"{"v":1,"type":"unheardOf"}"#).is_err());
+    }
+
+    /// Kinds of entries there are.
+    const KINDS: usize = 20;
+
+    fn kind(entry: &Entry) -> String {
+        let value: serde_json::Value = serde_json::from_slice(&entry.to_record()).unwrap();
+        value["type"].as_str().unwrap().to_owned()
+    }
+}
