@@ -90,7 +90,10 @@ pub(crate) fn stateless(name: &str, count: u32) -> ContainerSpec {
         capacity_group: GroupId::new("general").unwrap(),
         image: "app:1".into(),
         resources: Resources {
-            cpu: CpuRange { min: cpu, desired: cpu },
+            cpu: CpuRange {
+                min: cpu,
+                desired: cpu,
+            },
             memory: MemoryRange {
                 min: Bytes::gib(1),
                 desired: Bytes::gib(1),
@@ -260,7 +263,11 @@ impl Town {
             self.tick(100);
             let same = |one: &ObservedMachine, other: &ObservedMachine| one.replicas == other.replicas;
             let quiet = self.observed.machines.len() == observed.machines.len()
-                && self.observed.machines.iter().all(|(id, machine)| same(machine, &observed.machines[id]));
+                && self
+                    .observed
+                    .machines
+                    .iter()
+                    .all(|(id, machine)| same(machine, &observed.machines[id]));
             if self.log.len() == before && quiet {
                 return;
             }
@@ -272,7 +279,11 @@ impl Town {
         let decision = decide(&self.world, &self.observed, &self.limits, self.now);
         self.append(decision.entries);
         let again = decide(&self.world, &self.observed, &self.limits, self.now);
-        assert_eq!(again.entries, vec![], "a decision is final until something happens");
+        assert_eq!(
+            again.entries,
+            vec![],
+            "a decision is final until something happens"
+        );
         self.report = again.report;
     }
 
@@ -354,7 +365,10 @@ impl Town {
     /// The log, replayed, must give the same bytes.
     pub(crate) fn assert_replay(&self) {
         let records: Vec<Vec<u8>> = self.log.iter().map(Entry::to_record).collect();
-        let entries: Vec<Entry> = records.iter().map(|record| Entry::from_record(record).unwrap()).collect();
+        let entries: Vec<Entry> = records
+            .iter()
+            .map(|record| Entry::from_record(record).unwrap())
+            .collect();
         let replayed = World::replay(&entries).unwrap();
         let bytes = |world: &World| serde_json::to_string(world).unwrap();
         assert_eq!(bytes(&replayed), bytes(&self.world));

@@ -16,6 +16,8 @@ pub mod config;
 pub mod decide;
 pub mod entry;
 pub mod explain;
+#[cfg(test)]
+mod fixture;
 pub mod identity;
 pub mod link;
 pub mod liveness;
