@@ -8,19 +8,20 @@
 //! scheduler = "https://10.0.0.2:7601"       # the node link of the scheduler
 //! ca_file = "/etc/berth/ca.pem"             # issuer of the scheduler's certificate
 //! token_file = "/etc/berth/machine-token"   # `hj_...`; read only to enrol
-//! state_dir = "/var/lib/berth"              # ledger, key, certificate; survives a reboot
+//! state_dir = "/var/lib/berth/state"        # ledger, key, certificate, ephemeral storage; survives a reboot
 //! run_dir = "/run/berth"                    # status socket, namespaces; may be lost at a reboot
 //! containerd_socket = "/run/containerd/containerd.sock"   # the default
 //! containerd_namespace = "berth"            # the default
 //! cgroup_parent = "/berth"                  # the default; one cgroup per replica is made below it
 //! underlay_ip = "10.0.1.7"                  # this machine's address that its peers can reach
-//! wireguard_public_key = ""                 # base64; default empty: no mesh encryption
+//! wireguard_public_key = "AAAA..."          # base64; default 32 zero bytes: no mesh encryption
 //! wireguard_endpoint = "10.0.1.7:51820"     # default: underlay_ip and port 51820
 //! keeper_socket = "/run/berth/keeper.sock"  # default: keeper.sock in run_dir
+//! log_store = "/var/lib/berth/logs"         # the keeper's --store; default: logs beside state_dir
 //! dns_upstream = ["10.0.0.2:53"]            # servers for names outside the cluster; default none
 //! insecure_registries = ["10.0.0.2:5000"]   # registries spoken to over http; default none
+//! ephemeral_overcommit = false              # promise more ephemeral bytes than the disk has; default false
 //! hostpath_root = "/srv/berth"              # hostpath volumes and shared mounts must lie below; default: refused
-//! ephemeral_admission = "reserved"          # the default: no more is promised than the disk has; or "overcommitted"
 //!
 //! [capacity]                                # what the machine has in total
 //! cpu = "8"                                 # vCPU
@@ -39,8 +40,6 @@ use berth_api::id::{ClusterId, GroupId, MachineId, Zone};
 use berth_api::machine::{CpuCapacity, GpuCapacity, MachineCapacity, MemoryCapacity, StorageCapacity};
 use berth_api::units::{Bytes, Cpu};
 use toml::{Table, Value};
-
-use crate::host::ephemeral::Admission;
 
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,10 +61,11 @@ pub struct Config {
     pub wireguard_public_key: String,
     pub wireguard_endpoint: String,
     pub keeper_socket: PathBuf,
+    pub log_store: PathBuf,
     pub dns_upstream: Vec<SocketAddr>,
     pub insecure_registries: Vec<String>,
+    pub ephemeral_overcommit: bool,
     pub hostpath_root: Option<PathBuf>,
-    pub ephemeral_admission: Admission,
     pub capacity: MachineCapacity,
 }
 
@@ -80,6 +80,8 @@ pub enum ConfigError {
     Faults { path: String, faults: Vec<String> },
 }
 
+/// 32 zero bytes in base64: no curve point that anybody has the key of.
+const NO_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 /// The longest path of a unix socket, its end mark included (`sun_path` of unix(7)).
 const SOCKET_PATH_MAX: usize = 108;
 
@@ -151,7 +153,7 @@ fn read(table: Table, faults: &mut Vec<String>) -> Option<Config> {
     let underlay_ip = keys.parsed("underlay_ip", |text| {
         text.parse::<IpAddr>().map_err(|_| "is no IP address")
     });
-    let wireguard_public_key = keys.parsed_or("wireguard_public_key", "", Ok::<_, String>);
+    let wireguard_public_key = keys.parsed_or("wireguard_public_key", NO_KEY, Ok::<_, String>);
     let default_endpoint = underlay_ip
         .map(|ip| SocketAddr::new(ip, 51820).to_string())
         .unwrap_or_default();
@@ -164,10 +166,15 @@ fn read(table: Table, faults: &mut Vec<String>) -> Option<Config> {
         default_keeper.as_deref().unwrap_or("/"),
         absolute,
     );
+    let default_store = state_dir
+        .as_ref()
+        .and_then(|dir| dir.parent())
+        .map(|dir| dir.join("logs").display().to_string());
+    let log_store = keys.parsed_or("log_store", default_store.as_deref().unwrap_or("/"), absolute);
     let dns_upstream = keys.list("dns_upstream", name_server);
     let insecure_registries = keys.list("insecure_registries", Ok::<_, String>);
+    let ephemeral_overcommit = keys.flag("ephemeral_overcommit");
     let hostpath_root = keys.optional("hostpath_root", absolute);
-    let ephemeral_admission = keys.parsed_or("ephemeral_admission", "reserved", admission);
     let capacity = match keys.table.remove("capacity") {
         Some(Value::Table(table)) => read_capacity(table, keys.faults),
         Some(_) => keys.fault("capacity", "is no table"),
@@ -199,10 +206,11 @@ fn read(table: Table, faults: &mut Vec<String>) -> Option<Config> {
         wireguard_public_key: wireguard_public_key?,
         wireguard_endpoint: wireguard_endpoint?,
         keeper_socket: keeper_socket?,
+        log_store: log_store?,
         dns_upstream,
         insecure_registries,
+        ephemeral_overcommit,
         hostpath_root,
-        ephemeral_admission: ephemeral_admission?,
         capacity: capacity?,
     })
 }
@@ -341,6 +349,14 @@ impl Keys<'_> {
         }
     }
 
+    fn flag(&mut self, key: &str) -> bool {
+        match self.table.remove(key) {
+            None => false,
+            Some(Value::Boolean(flag)) => flag,
+            Some(_) => self.fault(key, "is neither true nor false").unwrap_or_default(),
+        }
+    }
+
     fn finish(self) {
         for key in self.table.keys() {
             self.faults.push(format!("{}{key} is no known key", self.prefix));
@@ -363,14 +379,6 @@ fn absolute(text: String) -> Result<PathBuf, String> {
         Ok(path)
     } else {
         Err(format!("{text:?} is no absolute path"))
-    }
-}
-
-fn admission(text: String) -> Result<Admission, String> {
-    match text.as_str() {
-        "reserved" => Ok(Admission::Reserved),
-        "overcommitted" => Ok(Admission::Overcommitted),
-        _ => Err(format!("{text:?} is neither \"reserved\" nor \"overcommitted\"")),
     }
 }
 

@@ -72,11 +72,6 @@ impl HostError {
         }
     }
 
-    /// A fault of the machine, with its whole chain in the message.
-    pub fn infrastructure_chain(error: &dyn std::error::Error) -> Self {
-        Self::chain(Fault::Infrastructure, error)
-    }
-
     /// An error with its whole chain in the message.
     pub fn chain(fault: Fault, error: &dyn std::error::Error) -> Self {
         let mut message = error.to_string();
@@ -237,8 +232,6 @@ pub struct HostPort {
 pub struct NetworkWish {
     pub peers: Vec<Peer>,
     pub host_ports: Vec<HostPort>,
-    /// Every replica that has, or may have, a namespace, with the assignment that says what belongs into it.
-    pub attached: BTreeMap<ReplicaId, Arc<Assignment>>,
 }
 
 /// Counters of a replica's cgroup.

@@ -22,7 +22,18 @@
 
 pub mod clock;
 pub mod config;
+pub mod credentials;
+pub mod daemon;
 pub mod dns;
+pub mod events;
+pub mod execute;
 pub mod health;
 pub mod host;
+pub mod ledger;
+pub mod link;
 pub mod logs;
+pub mod mesh;
+pub mod plan;
+pub mod reconcile;
+pub mod replica;
+pub mod status;

@@ -113,6 +113,7 @@ pub(crate) fn berthd(record: &Record, machine: &MachineRecord, layout: &Layout, 
         "dns_upstream": name_servers.iter().map(|address| format!("{address}:53")).collect::<Vec<_>>(),
         "insecure_registries": wishes.insecure_registries,
         "hostpath_root": layout.volumes(),
+        "ephemeral_overcommit": true,
         "capacity": capacity,
     }))
 }

@@ -1,382 +1,300 @@
-//! The real machine: containerd, the kernel's network, mounts and the log keeper behind the verbs of [`Host`].
+//! The real machine: containerd, namespaces, nftables, loop file systems, the log keeper.
 //!
-//! Input: assignments. Output: what became of them. Owner: `main`; the executor calls it from many steps at once, one
-//! per replica. Failure: every error is shown to people with its whole chain; nothing here retries.
-//!
-//! A replica's containerd id is its own id (or a hash of it); its labels name it and say what it was made from, so that
-//! a daemon with an empty database finds everything again.
+//! Input: verbs of [`Host`]. Output: their effect. Owner: `main`; shared by all steps. What can hang with a disk or a
+//! socket runs on the blocking pool or in a child. What is remembered here is only what can be found again: attachments
+//! by the network's records, volumes by records in `state_dir`, images by containerd.
 
-mod bundle;
-mod output;
+mod firewall;
+mod logs;
+mod storage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use berth_api::assignment::Assignment;
-use berth_api::id::{ClusterId, MachineId, ReplicaId};
+use berth_api::id::ReplicaId;
 use berth_api::machine::AssignedNetwork;
+use berth_api::time::Timestamp;
 use berth_api::units::Bytes;
-use berth_api::volume::{EPHEMERAL_MOUNT_PATH, VolumeTarget};
 use ipnet::{IpNet, Ipv4Net};
-use tokio::sync::broadcast::{self, error::RecvError};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Mutex as AsyncMutex, broadcast};
 
 use super::containerd::{
-    ContainerPlan, Runtime, RuntimeConfig, RuntimeContainer, RuntimeError, RuntimeErrorClass, RuntimeEvent,
-    SignalTarget, TaskStatus,
+    ContainerPlan, Exit as RuntimeExit, Runtime, RuntimeConfig, RuntimeContainer, RuntimeError,
+    RuntimeErrorClass, RuntimeEvent, SignalTarget, TaskStatus,
 };
-use super::ephemeral::{Ephemeral, EphemeralConfig};
-use super::firewall::{Firewall, FirewallState};
-use super::image::{self, ImageError, Images, ImagesConfig, PulledImage};
-use super::net::{Network, NetworkConfig};
-use super::spec::{self, Access, BindMount, SpecInput};
-use super::volume::{HostpathVolumes, VolumeError, VolumeOwner};
+use super::image::{Fault as ImageFault, Images, ImagesConfig, PulledImage};
+use super::net::{Attachment, Network, NetworkConfig, Peer as Route};
+use super::spec::{NOFILE_MAX, PIDS_MAX, SpecInput, oci_spec};
 use super::{
     Change, Exit, Fault, Host, HostError, ImagePresence, NetworkWish, Observed, ObservedContainer,
     ObservedTask, ProgressSink, PullProgress, Signal, UsageSample,
 };
 use crate::config::Config;
-use bundle::{Bundle, HeldVolume, container_id};
-use output::Outputs;
+use crate::dns;
+use firewall::FirewallDriver;
+use logs::Logs;
+use storage::Storage;
 
+/// Labels on every container; they rebuild the ledger's row.
 const LABEL_REPLICA: &str = "berth.dev/replica-id";
-const LABEL_CLUSTER: &str = "berth.dev/cluster-id";
-const LABEL_MACHINE: &str = "berth.dev/machine-id";
-const LABEL_CONTAINER: &str = "berth.dev/container";
-const LABEL_ORDINAL: &str = "berth.dev/ordinal";
 const LABEL_REVISION: &str = "berth.dev/revision";
 const LABEL_RUN: &str = "berth.dev/run";
-const LABEL_IP: &str = "berth.dev/ip";
 const LABEL_STOP_SIGNAL: &str = "berth.dev/stop-signal";
-const LABEL_SCHEMA: &str = "berth.dev/schema";
-const SCHEMA: &str = "1";
-
-/// Processes and threads of one replica.
-const PIDS_MAX: u32 = 4096;
-/// Directories on hung storage must not be waited for.
-const VOLUME_DEADLINE: Duration = Duration::from_secs(30);
-const SIGTERM: u32 = 15;
 const SIGKILL: u32 = 9;
+const SIGTERM: u32 = 15;
+/// containerd's limit for an id.
+const CONTAINER_ID_MAX: usize = 76;
 
-/// What is known of a container beside what containerd says at the moment.
-#[derive(Debug, Clone)]
-struct Known {
-    replica_id: ReplicaId,
-    stop_signal: u32,
-}
-
-/// The machine that the daemon runs on.
+/// This machine.
 #[derive(Debug)]
 pub struct LinuxHost {
-    cluster_id: ClusterId,
-    machine_id: MachineId,
-    cgroup_parent: String,
-    bundles: PathBuf,
-    gateway: Ipv4Addr,
-    nofile_max: u64,
+    config: Arc<Config>,
+    assigned: AssignedNetwork,
     runtime: Runtime,
-    events: tokio::sync::Mutex<broadcast::Receiver<RuntimeEvent>>,
     images: Images,
-    /// Images that a step has ensured, by the text of the assignment.
-    ensured: Mutex<BTreeMap<String, PulledImage>>,
     network: Network,
-    firewall: tokio::sync::Mutex<Firewall>,
-    /// What the firewall must hold.
-    rules: Mutex<FirewallState>,
-    /// None: this machine takes no hostpath volumes.
-    volumes: Option<HostpathVolumes>,
-    ephemeral: Ephemeral,
-    outputs: Outputs,
-    /// By containerd's id.
-    known: Mutex<BTreeMap<String, Known>>,
+    firewall: FirewallDriver,
+    storage: Storage,
+    logs: Logs,
+    events: AsyncMutex<broadcast::Receiver<RuntimeEvent>>,
+    memory: Mutex<Memory>,
+}
+
+/// What verbs tell each other.
+#[derive(Debug, Default)]
+struct Memory {
+    pulled: BTreeMap<String, PulledImage>,
+    attachments: BTreeMap<ReplicaId, Attachment>,
+    /// Replica of each container id, and the signal that asks it to stop.
+    containers: BTreeMap<String, (ReplicaId, u32)>,
+    wish: Option<NetworkWish>,
 }
 
 impl LinuxHost {
-    /// Opens everything on this machine. `container_cidr` of the whole cluster is reached without masquerade.
+    /// Opens the machine: connects lazily to containerd, makes the gateway interface and the firewall table.
     ///
     /// # Errors
-    /// When the network cannot be made or a directory is not writable. containerd need not be there yet.
-    pub async fn open(config: &Config, network: &AssignedNetwork) -> Result<Self, HostError> {
+    /// When the kernel refuses the network, or the configuration cannot be used.
+    pub async fn open(config: Arc<Config>, assigned: AssignedNetwork) -> Result<Self, HostError> {
         let runtime = Runtime::connect(RuntimeConfig::new(
-            config.containerd_socket.clone(),
+            &*config.containerd_socket,
             config.containerd_namespace.clone(),
         ))
-        .map_err(|error| HostError::infrastructure_chain(&error))?;
-        let images = Images::new(
-            &runtime,
-            ImagesConfig {
-                insecure_registries: config.insecure_registries.clone(),
-                ..ImagesConfig::default()
-            },
-        )
-        .map_err(|error| HostError::infrastructure_chain(&error))?;
-        let opened = Network::open(NetworkConfig {
+        .map_err(|error| of_runtime(&error))?;
+        let events = AsyncMutex::new(runtime.subscribe());
+        let images_config = ImagesConfig {
+            insecure_registries: config.insecure_registries.clone(),
+            ..ImagesConfig::default()
+        };
+        let images = Images::new(&runtime, images_config).map_err(|error| infrastructure(&error))?;
+        let network = Network::open(NetworkConfig {
             machine_id: config.machine_id.clone(),
-            cidr: network.cidr,
-            gateway: network.gateway,
+            cidr: assigned.cidr,
+            gateway: assigned.gateway,
             netns_dir: config.run_dir.join("netns"),
             uplink: None,
             mtu: None,
         })
         .await
-        .map_err(|error| HostError::infrastructure_chain(&error))?;
-        let ephemeral = Ephemeral::open(EphemeralConfig {
-            dir: config.state_dir.join("ephemeral"),
-            admission: config.ephemeral_admission,
-        })
-        .await
-        .map_err(|error| HostError::infrastructure_chain(&error))?;
-        let nofile = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        .map_err(|error| infrastructure(&error))?;
+        let attachments = network.list().await.map_err(|error| infrastructure(&error))?;
+        let firewall = FirewallDriver::new(assigned.cidr, assigned.gateway);
+        for attachment in &attachments {
+            firewall.put_replica(attachment.interface.clone(), attachment.ip);
+        }
+        firewall.sync().await?;
+        let attachments = attachments
+            .into_iter()
+            .map(|found| (found.replica_id.clone(), found))
+            .collect();
         Ok(Self {
-            cluster_id: config.cluster_id.clone(),
-            machine_id: config.machine_id.clone(),
-            cgroup_parent: config.cgroup_parent.clone(),
-            bundles: config.run_dir.join("replicas"),
-            gateway: network.gateway,
-            nofile_max: nofile.maximum.unwrap_or(u64::MAX),
-            events: tokio::sync::Mutex::new(runtime.subscribe()),
+            storage: Storage::new(&config),
+            logs: Logs::new(config.keeper_socket.clone()),
+            assigned,
             runtime,
             images,
-            ensured: Mutex::default(),
-            firewall: tokio::sync::Mutex::new(Firewall::new()),
-            rules: Mutex::new(FirewallState {
-                cidr: network.cidr,
-                gateway: network.gateway,
-                mesh: vec![],
-                replicas: BTreeMap::new(),
-                host_ports: BTreeMap::new(),
+            network,
+            firewall,
+            events,
+            memory: Mutex::new(Memory {
+                attachments,
+                ..Memory::default()
             }),
-            network: opened,
-            volumes: config
-                .hostpath_root
-                .clone()
-                .map(|root| HostpathVolumes::new(config.machine_id.clone(), Some(root))),
-            ephemeral,
-            outputs: Outputs::new(config.keeper_socket.clone()),
-            known: Mutex::default(),
+            config,
         })
     }
 
-    /// The connection to containerd, for its verdict in the status.
-    #[must_use]
-    pub fn runtime(&self) -> &Runtime {
-        &self.runtime
-    }
-
-    /// Full compare of the network with what was set; repairs what somebody else changed and says what it was.
-    ///
-    /// # Errors
-    /// When the kernel refuses a repair.
-    pub async fn check_network(&self) -> Result<Vec<String>, HostError> {
-        let drift = self
-            .network
-            .check()
-            .await
-            .map_err(|error| HostError::infrastructure_chain(&error))?;
-        let mut repaired: Vec<String> = drift.into_iter().map(|drift| drift.what).collect();
-        let checked = self.firewall.lock().await.check().await;
-        match checked.map_err(|error| HostError::infrastructure_chain(&error))? {
-            super::firewall::Checked::Repaired => repaired.push("the firewall's table".into()),
-            super::firewall::Checked::AsExpected => {}
-        }
-        Ok(repaired)
-    }
-
-    /// Ends what runs in the background. Replicas are not touched.
+    /// Ends background tasks; containers, namespaces and rules stay.
     pub async fn shutdown(&self) {
         self.images.shutdown().await;
         self.runtime.shutdown().await;
     }
 
-    fn rules(&self) -> MutexGuard<'_, FirewallState> {
-        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn known(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn observed(&self, container: &RuntimeContainer) -> Option<ObservedContainer> {
+        let label = |name: &str| container.labels.get(name);
+        let replica_id = ReplicaId::new(label(LABEL_REPLICA)?.as_str()).ok()?;
+        let stop_signal = label(LABEL_STOP_SIGNAL)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(SIGTERM);
+        self.memory()
+            .containers
+            .insert(container.id.clone(), (replica_id.clone(), stop_signal));
+        let task = match container.task.as_ref().map(|task| (task.pid, task.status)) {
+            None => ObservedTask::None,
+            Some((_, TaskStatus::Created)) => ObservedTask::Created,
+            Some((pid, TaskStatus::Running)) => ObservedTask::Running { pid },
+            Some((_, TaskStatus::Stopped(exit))) => ObservedTask::Exited(of_exit(&exit)),
+            Some((_, TaskStatus::Unanswered)) => ObservedTask::Unknown {
+                reason: "its shim does not answer".into(),
+            },
+        };
+        Some(ObservedContainer {
+            replica_id,
+            revision: label(LABEL_REVISION).cloned().unwrap_or_default(),
+            run: label(LABEL_RUN).and_then(|text| text.parse().ok()).unwrap_or(1),
+            task,
+            created_at: Some(container.created_at),
+        })
     }
 
-    fn ensured(&self) -> MutexGuard<'_, BTreeMap<String, PulledImage>> {
-        self.ensured.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Brings the firewall to the rules. Whoever waits here while another call writes finds its own change written.
-    async fn apply_rules(&self) -> Result<(), HostError> {
-        let mut firewall = self.firewall.lock().await;
-        let rules = self.rules().clone();
-        firewall
-            .apply(&rules)
-            .await
-            .map_err(|error| HostError::infrastructure_chain(&error))
-    }
-
-    async fn image(&self, text: &str) -> Result<PulledImage, HostError> {
-        if let Some(image) = self.ensured().get(text) {
-            return Ok(image.clone());
-        }
-        let image = self
-            .images
-            .ensure(text, |_| {})
-            .await
-            .map_err(|error| image_error(&error))?;
-        self.ensured().insert(text.to_owned(), image.clone());
-        Ok(image)
-    }
-
-    /// A call on the blocking pool with a deadline: directories may lie on storage that hangs.
-    async fn blocking<T: Send + 'static>(
-        &self,
-        what: &str,
-        work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
-    ) -> Result<T, HostError> {
-        match tokio::time::timeout(VOLUME_DEADLINE, tokio::task::spawn_blocking(work)).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(HostError::infrastructure(format!("{what} was broken off"))),
-            Err(_) => Err(HostError::infrastructure(format!(
-                "{what} took longer than {} s",
-                VOLUME_DEADLINE.as_secs()
-            ))),
-        }
-    }
-
-    fn labels(&self, assignment: &Assignment, run: u32, stop_signal: u32) -> BTreeMap<String, String> {
-        let mut labels = BTreeMap::from([
-            (LABEL_REPLICA.to_owned(), assignment.replica_id.to_string()),
-            (LABEL_CLUSTER.to_owned(), self.cluster_id.to_string()),
-            (LABEL_MACHINE.to_owned(), self.machine_id.to_string()),
-            (LABEL_CONTAINER.to_owned(), assignment.container.to_string()),
-            (LABEL_REVISION.to_owned(), assignment.digest().to_string()),
-            (LABEL_RUN.to_owned(), run.to_string()),
-            (LABEL_IP.to_owned(), assignment.ip.to_string()),
-            (LABEL_STOP_SIGNAL.to_owned(), stop_signal.to_string()),
-            (LABEL_SCHEMA.to_owned(), SCHEMA.to_owned()),
-        ]);
-        if let Some(ordinal) = assignment.ordinal {
-            labels.insert(LABEL_ORDINAL.to_owned(), ordinal.to_string());
-        }
-        labels
-    }
-
-    fn plan(
-        &self,
-        assignment: &Assignment,
-        run: u32,
-        image: PulledImage,
-        pipes: output::Pipes,
-    ) -> Result<ContainerPlan, HostError> {
-        let id = container_id(&assignment.replica_id);
-        let bundle = Bundle::new(&self.bundles, &assignment.replica_id);
-        let cgroup_path = format!("{}/{id}", self.cgroup_parent.trim_end_matches('/'));
-        let spec = spec::oci_spec(&SpecInput {
+    fn plan(&self, assignment: &Assignment, run: u32) -> Result<ContainerPlan, HostError> {
+        let id = &assignment.replica_id;
+        let container_id = container_id(id);
+        let (image, attachment) = {
+            let memory = self.memory();
+            let image = memory.pulled.get(&assignment.image).cloned();
+            (image, memory.attachments.get(id).cloned())
+        };
+        let image = image
+            .ok_or_else(|| HostError::busy(format!("image {} is to be ensured again", assignment.image)))?;
+        let attachment = attachment.ok_or_else(|| HostError::busy("the network is to be attached again"))?;
+        let hostname = hostname(id);
+        let files = self.write_files(&container_id, &hostname, attachment.ip)?;
+        let cgroup_path = format!("{}/{container_id}", self.config.cgroup_parent);
+        let input = SpecInput {
             command: assignment.command.clone(),
             env: assignment.env.clone(),
             image: image.config.clone(),
             user: image.user.clone(),
-            hostname: bundle::hostname(&assignment.replica_id),
-            network_namespace: self.netns(&assignment.replica_id),
+            hostname,
+            network_namespace: attachment.netns.clone(),
             cgroup_path: cgroup_path.clone(),
             cpu: assignment.cpu,
             memory: assignment.memory,
             pids_max: PIDS_MAX,
-            nofile_max: self.nofile_max,
-            resolv_conf: bundle.resolv_conf(),
-            hosts: bundle.hosts(),
-            hostname_file: bundle.hostname(),
-            mounts: self.mounts(assignment)?,
-        })
-        .map_err(|error| HostError::chain(Fault::User, &error))?;
-        let stop_signal = image.config.stop_signal_number();
+            nofile_max: nofile_max(),
+            resolv_conf: files.join("resolv.conf"),
+            hosts: files.join("hosts"),
+            hostname_file: files.join("hostname"),
+            mounts: self.storage.mounts(assignment),
+        };
+        let spec = oci_spec(&input).map_err(|error| HostError::chain(Fault::User, &error))?;
+        let (stdout, stderr) = self.logs.fifos(id, run).unwrap_or_default();
         Ok(ContainerPlan {
-            labels: self.labels(assignment, run, stop_signal),
-            id,
+            labels: self.labels(assignment, run, image.config.stop_signal_number()),
+            id: container_id,
             image,
             spec,
-            stdout: pipes.stdout,
-            stderr: pipes.stderr,
+            stdout,
+            stderr,
             cgroup_path,
         })
     }
 
-    fn netns(&self, replica_id: &ReplicaId) -> PathBuf {
+    fn labels(&self, assignment: &Assignment, run: u32, stop_signal: u32) -> BTreeMap<String, String> {
+        let ordinal = assignment
+            .ordinal
+            .map(|ordinal| ("berth.dev/ordinal", ordinal.to_string()));
+        let labels = [
+            (LABEL_REPLICA, assignment.replica_id.to_string()),
+            ("berth.dev/cluster-id", self.config.cluster_id.to_string()),
+            ("berth.dev/machine-id", self.config.machine_id.to_string()),
+            ("berth.dev/container", assignment.container.to_string()),
+            (LABEL_REVISION, assignment.digest().to_string()),
+            (LABEL_RUN, run.to_string()),
+            ("berth.dev/ip", assignment.ip.to_string()),
+            (LABEL_STOP_SIGNAL, stop_signal.to_string()),
+            ("berth.dev/schema", "1".to_owned()),
+        ];
+        labels
+            .into_iter()
+            .chain(ordinal)
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect()
+    }
+
+    /// The files that become `/etc/resolv.conf`, `/etc/hosts` and `/etc/hostname`.
+    fn write_files(&self, container_id: &str, hostname: &str, ip: Ipv4Addr) -> Result<PathBuf, HostError> {
+        let dir = self.files_dir(container_id);
+        let hosts =
+            format!("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{ip} {hostname}\n");
+        let write = || {
+            std::fs::create_dir_all(&dir)?;
+            std::fs::write(dir.join("resolv.conf"), dns::resolv_conf(self.assigned.gateway))?;
+            std::fs::write(dir.join("hosts"), hosts)?;
+            std::fs::write(dir.join("hostname"), format!("{hostname}\n"))
+        };
+        let failed = |error| HostError::infrastructure(format!("writing {}: {error}", dir.display()));
+        write().map_err(failed)?;
+        Ok(dir)
+    }
+
+    fn files_dir(&self, container_id: &str) -> PathBuf {
+        self.config.run_dir.join("replicas").join(container_id)
+    }
+
+    async fn attach(&self, id: &ReplicaId, ip: Ipv4Addr) -> Result<(), HostError> {
+        let known = self.memory().attachments.get(id).cloned();
+        if known.is_some_and(|known| known.ip != ip) {
+            self.detach(id).await?;
+        }
+        let attachment = self
+            .network
+            .attach(id, ip)
+            .await
+            .map_err(|error| infrastructure(&error))?;
+        self.firewall.put_replica(attachment.interface.clone(), ip);
+        self.memory().attachments.insert(id.clone(), attachment);
+        self.firewall.sync().await
+    }
+
+    async fn detach(&self, id: &ReplicaId) -> Result<(), HostError> {
         self.network
-            .config()
-            .netns_dir
-            .join(self.network.interface(replica_id))
+            .detach(id)
+            .await
+            .map_err(|error| infrastructure(&error))?;
+        self.memory().attachments.remove(id);
+        self.firewall.remove_replica(&self.network.interface(id));
+        self.firewall.sync().await
     }
 
-    fn mounts(&self, assignment: &Assignment) -> Result<Vec<BindMount>, HostError> {
-        let bind = |source: PathBuf, destination: &str| BindMount {
-            source,
-            destination: destination.into(),
-            access: Access::ReadWrite,
-        };
-        let mut mounts = Vec::new();
-        if let Some(mount) = &assignment.volume {
-            mounts.push(bind(hostpath(&mount.volume)?.into(), &mount.mount_path));
-        }
-        if assignment.ephemeral_storage.is_some() {
-            mounts.push(bind(
-                self.ephemeral.mount_path(&assignment.replica_id),
-                EPHEMERAL_MOUNT_PATH,
-            ));
-        }
-        for shared in &assignment.shared_mounts {
-            mounts.push(bind(shared.source.clone().into(), &shared.mount_path));
-        }
-        Ok(mounts)
-    }
-
-    /// What the runtime knows of a container that carries our labels; None for others and for unreadable labels.
-    fn observed(&self, container: RuntimeContainer) -> Option<ObservedContainer> {
-        let label = |name: &str| container.labels.get(name);
-        if label(LABEL_CLUSTER).map(String::as_str) != Some(self.cluster_id.as_str()) {
-            return None;
-        }
-        let replica_id = ReplicaId::new(label(LABEL_REPLICA)?.clone()).ok()?;
-        let stop_signal = label(LABEL_STOP_SIGNAL)
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(SIGTERM);
-        let observed = ObservedContainer {
-            replica_id: replica_id.clone(),
-            revision: label(LABEL_REVISION).cloned().unwrap_or_default(),
-            run: label(LABEL_RUN).and_then(|text| text.parse().ok()).unwrap_or(1),
-            task: container
-                .task
-                .map_or(ObservedTask::None, |task| match task.status {
-                    TaskStatus::Created => ObservedTask::Created,
-                    TaskStatus::Running => ObservedTask::Running { pid: task.pid },
-                    TaskStatus::Stopped(exit) => ObservedTask::Exited(exit.into()),
-                    TaskStatus::Unanswered => ObservedTask::Unknown {
-                        reason: "its shim does not answer".into(),
-                    },
-                }),
-            created_at: Some(container.created_at),
-        };
-        self.known().insert(
-            container.id,
-            Known {
-                replica_id,
-                stop_signal,
-            },
-        );
-        Some(observed)
+    fn replica_of(&self, container_id: &str) -> Option<ReplicaId> {
+        self.memory()
+            .containers
+            .get(container_id)
+            .map(|(id, _)| id.clone())
     }
 }
 
 impl Host for LinuxHost {
     async fn observe(&self) -> Result<Observed, HostError> {
-        let listed = self.runtime.list().await.map_err(|error| runtime_error(&error))?;
-        let containers: Vec<_> = listed
-            .into_iter()
+        let listed = self.runtime.list().await.map_err(|error| of_runtime(&error))?;
+        let containers: Vec<ObservedContainer> = listed
+            .iter()
             .filter_map(|container| self.observed(container))
             .collect();
         for container in &containers {
-            // A daemon that came back holds the pipes again. Without a keeper they stay as they are.
-            if let Err(error) = self.outputs.open(&container.replica_id, container.run).await {
-                tracing::warn!(replica_id = %container.replica_id, %error, "cannot hold the output of a replica");
+            if matches!(container.task, ObservedTask::Running { .. }) {
+                self.logs.note_running(&container.replica_id, container.run);
             }
         }
         Ok(Observed { containers })
@@ -387,37 +305,48 @@ impl Host for LinuxHost {
         loop {
             match events.recv().await {
                 Ok(RuntimeEvent::Exit { id, pid, exit }) => {
-                    let replica_id = self.known().get(&id).map(|known| known.replica_id.clone());
-                    return replica_id.map_or(Change::Resync, |replica_id| Change::Exited {
-                        replica_id,
-                        pid,
-                        exit: exit.into(),
-                    });
+                    return match self.replica_of(&id) {
+                        Some(replica_id) => Change::Exited {
+                            replica_id,
+                            pid,
+                            exit: of_exit(&exit),
+                        },
+                        None => Change::Resync,
+                    };
                 }
-                Ok(RuntimeEvent::Oom { .. } | RuntimeEvent::Lost) => {}
-                Ok(RuntimeEvent::Reconnected) | Err(RecvError::Lagged(_)) => return Change::Resync,
-                // The runtime is shut down: nothing changes any more.
-                Err(RecvError::Closed) => std::future::pending::<()>().await,
+                Ok(RuntimeEvent::Oom { id }) => {
+                    tracing::info!(container_id = id, "a process was killed for want of memory");
+                }
+                Ok(RuntimeEvent::Lost | RuntimeEvent::Reconnected) | Err(RecvError::Lagged(_)) => {
+                    return Change::Resync;
+                }
+                // The runtime is shutting down, and so are we.
+                Err(RecvError::Closed) => std::future::pending().await,
             }
         }
     }
 
-    async fn ensure_image(&self, text: &str, progress: ProgressSink) -> Result<ImagePresence, HostError> {
-        let pulled = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&pulled);
-        let image = self
+    async fn ensure_image(&self, image: &str, progress: ProgressSink) -> Result<ImagePresence, HostError> {
+        let mut pulled = false;
+        let found = self
             .images
-            .ensure(text, move |now| {
-                seen.store(now.bytes_total > 0, Ordering::Relaxed);
+            .ensure(image, |now| {
+                pulled |= now.bytes_done > 0;
                 progress.report(PullProgress {
                     done: Bytes::new(now.bytes_done),
                     total: Bytes::new(now.bytes_total),
                 });
             })
             .await
-            .map_err(|error| image_error(&error))?;
-        self.ensured().insert(text.to_owned(), image);
-        Ok(if pulled.load(Ordering::Relaxed) {
+            .map_err(|error| {
+                let fault = match error.fault() {
+                    ImageFault::Image => Fault::User,
+                    ImageFault::Infrastructure => Fault::Infrastructure,
+                };
+                HostError::chain(fault, &error)
+            })?;
+        self.memory().pulled.insert(image.to_owned(), found);
+        Ok(if pulled {
             ImagePresence::Pulled
         } else {
             ImagePresence::Present
@@ -425,97 +354,37 @@ impl Host for LinuxHost {
     }
 
     async fn prepare_volumes(&self, assignment: &Assignment) -> Result<(), HostError> {
-        let mut held = None;
-        if let Some(mount) = &assignment.volume {
-            held = Some(HeldVolume {
-                replica_id: assignment.replica_id.clone(),
-                path: hostpath(&mount.volume)?.to_owned(),
-                owner: VolumeOwner {
-                    cluster_id: self.cluster_id.clone(),
-                    container: assignment.container.clone(),
-                    ordinal: assignment.ordinal.unwrap_or(0),
-                },
-            });
-        }
-        if held.is_none() && assignment.shared_mounts.is_empty() {
-            return Ok(());
-        }
-        let Some(volumes) = self.volumes.clone() else {
-            return Err(HostError::user(
-                "this machine takes no hostpath volumes: it has no hostpath_root",
-            ));
-        };
-        let bundle = Bundle::new(&self.bundles, &assignment.replica_id);
-        let shared = assignment.shared_mounts.clone();
-        self.blocking("making the volumes", move || {
-            if let Some(held) = held {
-                bundle
-                    .record_volume(&held)
-                    .map_err(|error| file_error("recording the volume", &error))?;
-                volumes
-                    .claim(&held.path, &held.owner)
-                    .map_err(|error| volume_error(&error))?;
-            }
-            for mount in shared {
-                volumes
-                    .shared(&mount.source)
-                    .map_err(|error| volume_error(&error))?;
-            }
-            Ok(())
-        })
-        .await
+        self.storage.prepare_volumes(assignment).await
     }
 
     async fn create_ephemeral(&self, assignment: &Assignment) -> Result<(), HostError> {
-        if let Some(size) = assignment.ephemeral_storage {
-            self.ephemeral
-                .create(&assignment.replica_id, size)
-                .await
-                .map_err(|error| HostError::infrastructure_chain(&error))?;
-        }
-        Ok(())
+        self.storage.create_ephemeral(assignment).await
     }
 
     async fn attach_network(&self, assignment: &Assignment) -> Result<(), HostError> {
-        let ip = ipv4(assignment.ip)?;
-        let attachment = self
-            .network
-            .attach(&assignment.replica_id, ip)
-            .await
-            .map_err(|error| HostError::infrastructure_chain(&error))?;
-        Bundle::new(&self.bundles, &assignment.replica_id)
-            .write_files(assignment, self.gateway)
-            .map_err(|error| file_error("writing the replica's files", &error))?;
-        self.rules().replicas.insert(attachment.interface, ip);
-        self.apply_rules().await
+        match assignment.ip {
+            IpAddr::V4(ip) => self.attach(&assignment.replica_id, ip).await,
+            IpAddr::V6(ip) => Err(HostError::infrastructure(format!("{ip} is no IPv4 address"))),
+        }
     }
 
     async fn open_log(&self, replica_id: &ReplicaId, run: u32) -> Result<(), HostError> {
-        self.outputs.open(replica_id, run).await.map(|_| ())
+        self.logs.open(replica_id, run).await
     }
 
     async fn create(&self, assignment: &Assignment, run: u32) -> Result<(), HostError> {
-        let image = self.image(&assignment.image).await?;
-        let pipes = self.outputs.open(&assignment.replica_id, run).await?;
-        let plan = self.plan(assignment, run, image, pipes)?;
+        let plan = self.plan(assignment, run)?;
         let stop_signal = plan.image.config.stop_signal_number();
-        let replica_id = assignment.replica_id.clone();
-        self.known().insert(
-            plan.id.clone(),
-            Known {
-                replica_id,
-                stop_signal,
-            },
-        );
+        let entry = (assignment.replica_id.clone(), stop_signal);
+        self.memory().containers.insert(plan.id.clone(), entry);
         match self.runtime.create(&plan).await {
             Ok(_) => Ok(()),
-            Err(error) => {
-                if matches!(error, RuntimeError::ImageGone { .. }) {
-                    self.images.forget(&assignment.image);
-                    self.ensured().remove(&assignment.image);
-                }
-                Err(runtime_error(&error))
+            Err(error @ RuntimeError::ImageGone { .. }) => {
+                self.images.forget(&assignment.image);
+                self.memory().pulled.remove(&assignment.image);
+                Err(HostError::busy(error.to_string()))
             }
+            Err(error) => Err(of_runtime(&error)),
         }
     }
 
@@ -523,21 +392,26 @@ impl Host for LinuxHost {
         self.runtime
             .start(&container_id(replica_id))
             .await
-            .map_err(|error| runtime_error(&error))
+            .map_err(|error| of_runtime(&error))
     }
 
     async fn signal(&self, replica_id: &ReplicaId, signal: Signal) -> Result<(), HostError> {
         let id = container_id(replica_id);
         let (number, target) = match signal {
-            Signal::Term => {
-                let stop_signal = self.known().get(&id).map_or(SIGTERM, |known| known.stop_signal);
-                (stop_signal, SignalTarget::FirstProcess)
-            }
             Signal::Kill => (SIGKILL, SignalTarget::AllProcesses),
+            Signal::Term => {
+                let wanted = self
+                    .memory()
+                    .containers
+                    .get(&id)
+                    .map_or(SIGTERM, |(_, signal)| *signal);
+                (wanted, SignalTarget::FirstProcess)
+            }
         };
         match self.runtime.signal(&id, number, target).await {
-            Err(error) if error.class() != RuntimeErrorClass::NotFound => Err(runtime_error(&error)),
-            Ok(()) | Err(_) => Ok(()),
+            Ok(()) => Ok(()),
+            Err(error) if error.class() == RuntimeErrorClass::NotFound => Ok(()),
+            Err(error) => Err(of_runtime(&error)),
         }
     }
 
@@ -546,92 +420,75 @@ impl Host for LinuxHost {
         self.runtime
             .delete(&id)
             .await
-            .map_err(|error| runtime_error(&error))?;
-        self.known().remove(&id);
+            .map_err(|error| of_runtime(&error))?;
+        self.logs.close_quietly(replica_id).await;
         Ok(())
     }
 
     async fn detach_network(&self, replica_id: &ReplicaId) -> Result<(), HostError> {
-        self.network
-            .detach(replica_id)
-            .await
-            .map_err(|error| HostError::infrastructure_chain(&error))?;
-        self.rules().replicas.remove(&self.network.interface(replica_id));
-        self.apply_rules().await
+        self.detach(replica_id).await
     }
 
     async fn remove_ephemeral(&self, replica_id: &ReplicaId) -> Result<(), HostError> {
-        self.ephemeral
-            .remove(replica_id)
-            .await
-            .map_err(|error| HostError::infrastructure_chain(&error))
+        self.storage.remove_ephemeral(replica_id).await
     }
 
     async fn release_volumes(&self, replica_id: &ReplicaId) -> Result<(), HostError> {
-        let bundle = Bundle::new(&self.bundles, replica_id);
-        let volumes = self.volumes.clone();
-        self.blocking("releasing the volumes", move || {
-            let held = bundle
-                .held_volume()
-                .map_err(|error| file_error("reading the volume's record", &error))?;
-            if let (Some(held), Some(volumes)) = (held, volumes) {
-                volumes
-                    .release(&held.path, &held.owner)
-                    .map_err(|error| volume_error(&error))?;
-            }
-            bundle
-                .remove()
-                .map_err(|error| file_error("removing the replica's files", &error))
-        })
-        .await
+        self.storage.release_volumes(replica_id).await
     }
 
     async fn close_log(&self, replica_id: &ReplicaId) -> Result<(), HostError> {
-        self.outputs.close(replica_id).await
+        self.logs.close_quietly(replica_id).await;
+        let id = container_id(replica_id);
+        let dir = self.files_dir(&id);
+        self.memory().containers.remove(&id);
+        match std::fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(HostError::infrastructure(
+                format!("removing {}: {error}", dir.display()),
+            )),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     async fn set_network(&self, wish: &NetworkWish) -> Result<(), HostError> {
-        let mut peers = Vec::new();
-        for peer in &wish.peers {
-            let IpNet::V4(cidr) = peer.cidr else {
-                return Err(HostError::infrastructure(format!("{} is not IPv4", peer.cidr)));
-            };
-            peers.push(super::net::Peer {
-                cidr,
-                underlay_ip: ipv4(peer.underlay_ip)?,
-            });
-        }
-        let mesh: Vec<Ipv4Net> = peers.iter().map(|peer| peer.cidr).collect();
-        let mut host_ports = BTreeMap::new();
-        for forwarded in &wish.host_ports {
-            let target = SocketAddrV4::new(ipv4(forwarded.target_ip)?, forwarded.target_port);
-            host_ports.insert(forwarded.port, target);
-        }
-        let mut replicas = BTreeMap::new();
-        for (replica_id, assignment) in &wish.attached {
-            replicas.insert(self.network.interface(replica_id), ipv4(assignment.ip)?);
-        }
+        let unchanged = self.memory().wish.as_ref() == Some(wish);
+        let (routes, mesh) = routes(&wish.peers);
         self.network
-            .set_peers(&peers)
+            .set_peers(&routes)
             .await
-            .map_err(|error| HostError::infrastructure_chain(&error))?;
-        {
-            let mut rules = self.rules();
-            rules.mesh = mesh;
-            rules.host_ports = host_ports;
-            rules.replicas.extend(replicas);
+            .map_err(|error| infrastructure(&error))?;
+        let ports = wish.host_ports.iter().filter_map(|port| match port.target_ip {
+            IpAddr::V4(ip) => Some((port.port, SocketAddrV4::new(ip, port.target_port))),
+            IpAddr::V6(_) => None,
+        });
+        self.firewall.put_machine(mesh, ports.collect());
+        self.firewall.sync().await?;
+        self.memory().wish = Some(wish.clone());
+        if unchanged {
+            for drift in self
+                .network
+                .check()
+                .await
+                .map_err(|error| infrastructure(&error))?
+            {
+                tracing::warn!(reason = %drift, "the network had drifted and was mended");
+            }
+            self.firewall.check().await?;
         }
-        self.apply_rules().await
+        Ok(())
     }
 
     async fn usage(&self, replicas: &[ReplicaId]) -> Result<BTreeMap<ReplicaId, UsageSample>, HostError> {
-        let sample = |replica_id: &ReplicaId| {
-            let usage = self.runtime.usage(&container_id(replica_id))?;
-            let sample = UsageSample {
-                cpu_total_micros: usage.cpu_nanos / 1000,
-                memory: Bytes::new(usage.memory_bytes),
-            };
-            Some((replica_id.clone(), sample))
+        let sample = |id: &ReplicaId| {
+            let usage = self.runtime.usage(&container_id(id))?;
+            let memory = Bytes::new(usage.memory_bytes);
+            Some((
+                id.clone(),
+                UsageSample {
+                    cpu_total_micros: usage.cpu_nanos / 1000,
+                    memory,
+                },
+            ))
         };
         Ok(replicas.iter().filter_map(sample).collect())
     }
@@ -641,92 +498,120 @@ impl Host for LinuxHost {
             .network
             .list()
             .await
-            .map_err(|error| HostError::infrastructure_chain(&error))?;
-        let mounted = self
-            .ephemeral
-            .list()
-            .await
-            .map_err(|error| HostError::infrastructure_chain(&error))?;
-        let held = Bundle::all_held(&self.bundles)
-            .map_err(|error| file_error("reading the volumes' records", &error))?;
-        for attachment in attached
-            .iter()
-            .filter(|attachment| !keep.contains(&attachment.replica_id))
+            .map_err(|error| infrastructure(&error))?;
+        for leftover in attached
+            .into_iter()
+            .filter(|found| !keep.contains(&found.replica_id))
         {
-            self.detach_network(&attachment.replica_id).await?;
+            tracing::warn!(replica_id = %leftover.replica_id, "removing a leftover namespace");
+            self.detach(&leftover.replica_id).await?;
         }
-        for volume in mounted.iter().filter(|volume| !keep.contains(&volume.replica_id)) {
-            self.remove_ephemeral(&volume.replica_id).await?;
-        }
-        for volume in held.iter().filter(|volume| !keep.contains(&volume.replica_id)) {
-            self.release_volumes(&volume.replica_id).await?;
-        }
-        Ok(())
+        self.storage.sweep(keep).await?;
+        self.logs.hold_running().await
     }
 }
 
-impl From<super::containerd::Exit> for Exit {
-    fn from(exit: super::containerd::Exit) -> Self {
-        Self {
-            status: exit.code,
-            // A child killed for memory need not end the replica: a clean end is none.
-            out_of_memory: exit.oom_kills > 0 && exit.code != 0,
-            at: exit.at,
-        }
+/// containerd's id of a replica: its own when that is valid there, else a hash. The label is the truth.
+#[must_use]
+pub fn container_id(id: &ReplicaId) -> String {
+    let text = id.as_str();
+    let part = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if text.len() <= CONTAINER_ID_MAX && text.split(['.', '_', '-']).all(part) {
+        return text.to_owned();
     }
+    let hash = Sha256::digest(text);
+    hash.iter()
+        .take(20)
+        .fold("x".to_owned(), |id, byte| format!("{id}{byte:02x}"))
 }
 
-fn hostpath(volume: &VolumeTarget) -> Result<&str, HostError> {
-    match volume {
-        VolumeTarget::Hostpath { path } => Ok(path),
-        VolumeTarget::Aws { .. } | VolumeTarget::Gcp { .. } | VolumeTarget::Azure { .. } => {
-            Err(HostError::user(format!(
-                "volume {} is a disk of {}; this machine mounts hostpath volumes only",
-                volume.identity(),
-                volume.kind()
-            )))
-        }
-    }
-}
-
-fn ipv4(address: IpAddr) -> Result<Ipv4Addr, HostError> {
-    match address {
-        IpAddr::V4(address) => Ok(address),
-        IpAddr::V6(address) => Err(HostError::infrastructure(format!(
-            "{address} is IPv6; the machine's network is IPv4"
-        ))),
-    }
-}
-
-fn file_error(doing: &str, error: &std::io::Error) -> HostError {
-    HostError::infrastructure(format!("{doing}: {error}"))
-}
-
-fn volume_error(error: &VolumeError) -> HostError {
-    let fault = match error {
-        VolumeError::NotNormal { .. } | VolumeError::Outside { .. } | VolumeError::NotADirectory { .. } => {
-            Fault::User
-        }
-        VolumeError::Claimed { .. } | VolumeError::UnreadableClaim { .. } | VolumeError::File { .. } => {
-            Fault::Infrastructure
+/// A name that the kernel and resolvers accept: at most 63 of letters, digits and dashes.
+fn hostname(id: &ReplicaId) -> String {
+    let safe = |c: char| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_lowercase()
+        } else {
+            '-'
         }
     };
-    HostError::chain(fault, error)
+    let name: String = id.as_str().chars().map(safe).take(63).collect();
+    name.trim_matches('-').to_owned()
 }
 
-fn image_error(error: &ImageError) -> HostError {
-    let fault = match error.fault() {
-        image::Fault::Image => Fault::User,
-        image::Fault::Infrastructure => Fault::Infrastructure,
+fn nofile_max() -> u64 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.maximum.unwrap_or(NOFILE_MAX).min(NOFILE_MAX)
+}
+
+fn routes(peers: &[super::Peer]) -> (Vec<Route>, Vec<Ipv4Net>) {
+    let route = |peer: &super::Peer| match (peer.cidr, peer.underlay_ip) {
+        (IpNet::V4(cidr), IpAddr::V4(underlay_ip)) => Some(Route { cidr, underlay_ip }),
+        _ => None,
     };
-    HostError::chain(fault, error)
+    let routes: Vec<Route> = peers.iter().filter_map(route).collect();
+    let mesh = routes.iter().map(|route| route.cidr).collect();
+    (routes, mesh)
 }
 
-fn runtime_error(error: &RuntimeError) -> HostError {
+fn of_exit(exit: &RuntimeExit) -> Exit {
+    // A killed child alone does not end the task: only a bad end counts as one for memory.
+    Exit {
+        status: exit.code,
+        out_of_memory: exit.oom_kills > 0 && exit.code != 0,
+        at: exit.at,
+    }
+}
+
+fn of_runtime(error: &RuntimeError) -> HostError {
     let fault = if error.is_bad_program() {
         Fault::User
     } else {
         Fault::Infrastructure
     };
     HostError::chain(fault, error)
+}
+
+fn infrastructure(error: &dyn std::error::Error) -> HostError {
+    HostError::chain(Fault::Infrastructure, error)
+}
+
+/// Runs what may hang with a disk or a socket where nobody else waits for it.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
+) -> Result<T, HostError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        Err(HostError::infrastructure(format!(
+            "a blocking call panicked: {error}"
+        )))
+    })
+}
+
+/// Wall time for records.
+fn now() -> Timestamp {
+    Timestamp::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn container_ids_are_valid_for_containerd_and_differ() {
+        let id = |text: &str| container_id(&ReplicaId::new(text).unwrap());
+        assert_eq!(id("reader-i-0abc-x1"), "reader-i-0abc-x1");
+        for odd in ["a--b", "-a", "a b", "ä", &"x".repeat(80), "a/b"] {
+            let made = id(odd);
+            assert!(
+                made.len() == 41 && made.bytes().all(|byte| byte.is_ascii_alphanumeric()),
+                "{odd}: {made}"
+            );
+        }
+        assert_ne!(id("a--b"), id("a---b"));
+    }
+
+    #[test]
+    fn host_names_are_labels() {
+        let name = hostname(&ReplicaId::new(format!("Reader_{}.x", "y".repeat(80))).unwrap());
+        assert!(name.len() <= 63 && name.starts_with("reader-y"));
+    }
 }

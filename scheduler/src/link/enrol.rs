@@ -8,6 +8,7 @@ use berth_api::machine::MachineSpec;
 use berth_api::rest::node::{RegisterReply, RegisterRequest};
 use berth_api::time::Timestamp;
 use berth_api::validate::Faults;
+use subtle::ConstantTimeEq as _;
 
 use super::LinkConfig;
 use crate::Scheduler;
@@ -114,10 +115,11 @@ fn authorise(
     // Which clusters exist is nobody's business without a token.
     let handle = scheduler.cluster(cluster_id).map_err(|_| unknown_token())?;
     let world = handle.world();
-    if is_token(world.token(TokenKind::Machine), token) {
+    let digest = TokenDigest::of(token);
+    if is_token(world.token(TokenKind::Machine), &digest) {
         return Ok(handle);
     }
-    if is_token(world.token(TokenKind::Management), token) {
+    if is_token(world.token(TokenKind::Management), &digest) {
         return Err(Refused::new(
             Class::Forbidden,
             "wrong_token_kind",
@@ -127,8 +129,8 @@ fn authorise(
     Err(unknown_token())
 }
 
-fn is_token(known: Option<&TokenDigest>, offered: &str) -> bool {
-    known.is_some_and(|known| known.matches(offered))
+fn is_token(known: Option<&TokenDigest>, offered: &TokenDigest) -> bool {
+    known.is_some_and(|known| known.0.as_bytes().ct_eq(offered.0.as_bytes()).into())
 }
 
 fn unknown_token() -> Refused {

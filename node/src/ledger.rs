@@ -1,0 +1,557 @@
+//! What the node remembers over a restart: a SQLite database that may be lost.
+//!
+//! It keeps the accepted set, a row per replica (run counter, crashes, deadlines), the boot id, and the last mesh,
+//! directory and network parameters, so that a node starts without its scheduler. A database that cannot be read is
+//! moved aside and rebuilt from the runtime's labels and the next set. Owner: one thread; everybody else hands it
+//! writes that it commits in groups. Write-ahead log: kill -9 loses nothing that was committed. Replica rows are not
+//! flushed (a power cut ends their processes too), an accepted set is.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use berth_api::assignment::{AssignmentSet, Digest, Position};
+use berth_api::id::ReplicaId;
+use berth_api::time::Timestamp;
+use rusqlite::{Connection, OptionalExtension, params};
+use tokio::sync::watch;
+
+use crate::plan::{Restored, Write};
+use crate::replica::Memory;
+
+/// Rises when older programs could not read the tables.
+const SCHEMA_VERSION: i64 = 1;
+/// A failed commit is repeated this often while nothing new arrives.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Why the database was not usable. It is then replaced.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    #[error("cannot use the database")]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("the database is damaged: {0}")]
+    Damaged(String),
+    #[error("the database has schema {found}, this program knows {SCHEMA_VERSION}")]
+    Newer { found: i64 },
+    #[error("cannot move the damaged database to {to}")]
+    MoveAside { to: String, source: std::io::Error },
+}
+
+/// What was found at the start.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    pub restored: Restored,
+    /// The database had been damaged or emptied and is new now; says what was wrong.
+    pub rebuilt: Option<String>,
+    /// It can only be kept in memory; says why.
+    pub volatile: Option<String>,
+    pub blobs: BTreeMap<String, Vec<u8>>,
+}
+
+/// How far the thread is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Committed {
+    pub sequence: u64,
+    /// Why the newest commit failed; what it held is kept in memory and tried again.
+    pub error: Option<Arc<str>>,
+}
+
+/// Handle to the ledger; clones share it.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    shared: Arc<Shared>,
+    committed: watch::Receiver<Committed>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    pending: Mutex<Pending>,
+    wake: Condvar,
+}
+
+/// What is to be written: the newest value of each key, so the queue is bounded by what there is.
+#[derive(Debug, Default)]
+struct Pending {
+    sequence: u64,
+    replicas: BTreeMap<ReplicaId, Option<Memory>>,
+    set: Option<(Vec<u8>, Position)>,
+    blobs: BTreeMap<String, Vec<u8>>,
+    closing: bool,
+}
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.replicas.is_empty() && self.set.is_none() && self.blobs.is_empty()
+    }
+
+    /// Puts back what could not be written, unless something newer has come.
+    fn restore(&mut self, old: Self) {
+        for (id, memory) in old.replicas {
+            self.replicas.entry(id).or_insert(memory);
+        }
+        for (key, bytes) in old.blobs {
+            self.blobs.entry(key).or_insert(bytes);
+        }
+        if self.set.is_none() {
+            self.set = old.set;
+        }
+    }
+}
+
+impl Ledger {
+    /// Opens or makes the database and starts its thread. A damaged one is moved aside; one that cannot be made is
+    /// kept in memory.
+    ///
+    /// # Errors
+    /// When a damaged database cannot be moved, or the system refuses a thread.
+    pub fn open(
+        path: &Path,
+        boot_id: &str,
+    ) -> Result<(Self, Loaded, std::thread::JoinHandle<()>), LedgerError> {
+        let (connection, loaded) = match Self::read(path, boot_id) {
+            Ok(read) => read,
+            Err(error @ (LedgerError::Damaged(_) | LedgerError::Newer { .. })) => {
+                Self::rebuild(path, boot_id, &error.to_string())?
+            }
+            Err(LedgerError::Sqlite(error)) if is_damage(&error) => {
+                Self::rebuild(path, boot_id, &error.to_string())?
+            }
+            Err(error) => {
+                let reason = format!("{error}: {:?}", std::error::Error::source(&error));
+                let connection = Connection::open_in_memory()?;
+                let mut loaded = load(&connection, boot_id)?;
+                loaded.volatile = Some(reason);
+                (connection, loaded)
+            }
+        };
+        let (publish, committed) = watch::channel(Committed::default());
+        let shared = Arc::new(Shared {
+            pending: Mutex::default(),
+            wake: Condvar::new(),
+        });
+        let of_thread = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("ledger".into())
+            .stack_size(256 << 10)
+            .spawn(move || write_loop(connection, &of_thread, &publish))
+            .map_err(|source| LedgerError::MoveAside {
+                to: "a thread".into(),
+                source,
+            })?;
+        Ok((Self { shared, committed }, loaded, thread))
+    }
+
+    fn read(path: &Path, boot_id: &str) -> Result<(Connection, Loaded), LedgerError> {
+        // An empty file was a database once; SQLite would take it for a new one.
+        let emptied = std::fs::metadata(path).is_ok_and(|file| file.len() == 0);
+        let connection = Connection::open(path)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if check != "ok" {
+            return Err(LedgerError::Damaged(check));
+        }
+        let mut loaded = load(&connection, boot_id)?;
+        if emptied {
+            loaded.rebuilt = Some("the database was empty".into());
+        }
+        Ok((connection, loaded))
+    }
+
+    fn rebuild(path: &Path, boot_id: &str, reason: &str) -> Result<(Connection, Loaded), LedgerError> {
+        move_aside(path)?;
+        let (connection, mut loaded) = Self::read(path, boot_id)?;
+        loaded.rebuilt = Some(reason.to_owned());
+        Ok((connection, loaded))
+    }
+
+    /// Hands over rows of replicas. Wait for the number with [`Ledger::wait`] before acting on them.
+    pub fn write(&self, writes: Vec<Write>) -> u64 {
+        self.submit(|pending| {
+            for write in writes {
+                match write {
+                    Write::Put(id, memory) => pending.replicas.insert(id, Some(memory)),
+                    Write::Remove(id) => pending.replicas.insert(id, None),
+                };
+            }
+        })
+    }
+
+    /// Hands over the accepted set.
+    pub fn write_set(&self, bytes: Vec<u8>, position: Position) -> u64 {
+        self.submit(|pending| pending.set = Some((bytes, position)))
+    }
+
+    /// Hands over a value kept by name: mesh, directory, network parameters.
+    pub fn write_blob(&self, key: &str, bytes: Vec<u8>) -> u64 {
+        self.submit(|pending| {
+            pending.blobs.insert(key.to_owned(), bytes);
+        })
+    }
+
+    fn submit(&self, change: impl FnOnce(&mut Pending)) -> u64 {
+        let mut pending = self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut pending);
+        pending.sequence += 1;
+        self.shared.wake.notify_one();
+        pending.sequence
+    }
+
+    /// Waits until everything up to `sequence` was tried. The error is that of the newest commit: the caller decides
+    /// whether to run on from memory. Cancel-safe.
+    ///
+    /// # Errors
+    /// When it could not be committed.
+    pub async fn wait(&self, sequence: u64) -> Result<(), Arc<str>> {
+        let mut committed = self.committed.clone();
+        let state = committed.wait_for(|state| state.sequence >= sequence).await;
+        match state {
+            Ok(state) => state.error.clone().map_or(Ok(()), Err),
+            Err(_) => Err("the ledger has ended".into()),
+        }
+    }
+
+    /// State of the newest commit.
+    #[must_use]
+    pub fn committed(&self) -> watch::Receiver<Committed> {
+        self.committed.clone()
+    }
+
+    /// Commits what is handed over and ends the thread.
+    pub fn close(&self) {
+        self.submit(|pending| pending.closing = true);
+    }
+}
+
+fn is_damage(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode;
+    match error {
+        rusqlite::Error::SqliteFailure(cause, _) => {
+            matches!(cause.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+        }
+        rusqlite::Error::InvalidColumnType(..)
+        | rusqlite::Error::FromSqlConversionFailure(..)
+        | rusqlite::Error::QueryReturnedNoRows
+        | rusqlite::Error::Utf8Error(..) => true,
+        _ => false,
+    }
+}
+
+/// Moves the database and its companions to a name with the time, where an engineer finds it.
+fn move_aside(path: &Path) -> Result<(), LedgerError> {
+    let suffix = format!(".corrupt-{}", Timestamp::now().millis());
+    for companion in ["", "-wal", "-shm"] {
+        let mut from = path.as_os_str().to_owned();
+        from.push(companion);
+        let mut to = from.clone();
+        to.push(&suffix);
+        let (from, to) = (PathBuf::from(from), PathBuf::from(to));
+        if from.exists() {
+            let shown = to.display().to_string();
+            std::fs::rename(&from, &to).map_err(|source| LedgerError::MoveAside { to: shown, source })?;
+        }
+    }
+    Ok(())
+}
+
+fn load(connection: &Connection, boot_id: &str) -> Result<Loaded, LedgerError> {
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if version > SCHEMA_VERSION {
+        return Err(LedgerError::Newer { found: version });
+    }
+    connection.execute_batch(
+        "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+         CREATE TABLE IF NOT EXISTS replica (id TEXT PRIMARY KEY, memory TEXT NOT NULL) WITHOUT ROWID;
+         CREATE TABLE IF NOT EXISTS accepted (
+             one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, generation INTEGER NOT NULL,
+             digest BLOB NOT NULL, body BLOB NOT NULL);",
+    )?;
+    connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    let old_boot: Option<Vec<u8>> = connection
+        .query_row("SELECT value FROM meta WHERE key = 'boot_id'", [], |row| {
+            row.get(0)
+        })
+        .optional()?;
+    connection.execute(
+        "INSERT OR REPLACE INTO meta VALUES ('boot_id', ?1)",
+        params![boot_id.as_bytes()],
+    )?;
+    let mut loaded = Loaded::default();
+    loaded.restored.rebooted = old_boot.is_some_and(|old| old != boot_id.as_bytes());
+    loaded.restored.set = load_set(connection)?;
+    let mut rows = connection.prepare("SELECT id, memory FROM replica")?;
+    let mut rows = rows.query([])?;
+    while let Some(row) = rows.next()? {
+        let (id, memory): (String, String) = (row.get(0)?, row.get(1)?);
+        // One unreadable row costs its own replica its history, nothing else.
+        match (ReplicaId::new(&*id), serde_json::from_str(&memory)) {
+            (Ok(id), Ok(memory)) => {
+                loaded.restored.replicas.insert(id, memory);
+            }
+            (_, result) => tracing::warn!(
+                replica_id = id,
+                error = result.err().map(|error| error.to_string()),
+                "dropped an unreadable row"
+            ),
+        }
+    }
+    let mut blobs = connection.prepare("SELECT key, value FROM meta WHERE key <> 'boot_id'")?;
+    for blob in blobs.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))? {
+        let (key, value): (String, Vec<u8>) = blob?;
+        loaded.blobs.insert(key, value);
+    }
+    Ok(loaded)
+}
+
+fn load_set(connection: &Connection) -> Result<Option<(AssignmentSet, Position)>, LedgerError> {
+    let row: Option<(i64, i64, Vec<u8>, Vec<u8>)> = connection
+        .query_row(
+            "SELECT epoch, generation, digest, body FROM accepted",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+        )
+        .optional()?;
+    let Some((epoch, generation, digest, body)) = row else {
+        return Ok(None);
+    };
+    let digest: [u8; 32] = digest
+        .try_into()
+        .map_err(|_| LedgerError::Damaged("the digest of the set has another length".into()))?;
+    let position = Position {
+        epoch: epoch.cast_unsigned(),
+        generation: generation.cast_unsigned(),
+        digest: Digest(digest),
+    };
+    let set =
+        AssignmentSet::open(&body, &position).map_err(|error| LedgerError::Damaged(error.to_string()))?;
+    Ok(Some((set, position)))
+}
+
+fn write_loop(mut connection: Connection, shared: &Shared, publish: &watch::Sender<Committed>) {
+    let mut failed = false;
+    loop {
+        let taken = {
+            let mut pending = shared.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            while pending.sequence == publish.borrow().sequence && !pending.closing {
+                if failed && !pending.is_empty() {
+                    let (guard, timeout) = shared
+                        .wake
+                        .wait_timeout(pending, RETRY)
+                        .unwrap_or_else(PoisonError::into_inner);
+                    pending = guard;
+                    if timeout.timed_out() {
+                        break;
+                    }
+                } else {
+                    pending = shared.wake.wait(pending).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+            let (sequence, closing) = (pending.sequence, pending.closing);
+            let taken = std::mem::take(&mut *pending);
+            pending.sequence = sequence;
+            pending.closing = closing;
+            Pending {
+                sequence,
+                closing,
+                ..taken
+            }
+        };
+        let (sequence, closing) = (taken.sequence, taken.closing);
+        let error = commit(&mut connection, &taken)
+            .err()
+            .map(|error| Arc::from(error.to_string().as_str()));
+        failed = error.is_some();
+        if failed {
+            shared
+                .pending
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .restore(taken);
+        }
+        publish.send_replace(Committed { sequence, error });
+        if closing {
+            return;
+        }
+    }
+}
+
+fn commit(connection: &mut Connection, pending: &Pending) -> Result<(), rusqlite::Error> {
+    if pending.is_empty() {
+        return Ok(());
+    }
+    let level = if pending.set.is_some() { "FULL" } else { "NORMAL" };
+    connection.pragma_update(None, "synchronous", level)?;
+    let transaction = connection.transaction()?;
+    for (id, memory) in &pending.replicas {
+        match memory {
+            Some(memory) => {
+                let text = serde_json::to_string(memory).expect("a row has no failing serialiser");
+                transaction
+                    .prepare_cached("INSERT OR REPLACE INTO replica VALUES (?1, ?2)")?
+                    .execute(params![id.as_str(), text])?;
+            }
+            None => {
+                transaction
+                    .prepare_cached("DELETE FROM replica WHERE id = ?1")?
+                    .execute(params![id.as_str()])?;
+            }
+        }
+    }
+    for (key, value) in &pending.blobs {
+        transaction
+            .prepare_cached("INSERT OR REPLACE INTO meta VALUES (?1, ?2)")?
+            .execute(params![key, value])?;
+    }
+    if let Some((bytes, position)) = &pending.set {
+        transaction.execute(
+            "INSERT OR REPLACE INTO accepted VALUES (1, ?1, ?2, ?3, ?4)",
+            params![
+                position.epoch.cast_signed(),
+                position.generation.cast_signed(),
+                position.digest.0.as_slice(),
+                bytes
+            ],
+        )?;
+    }
+    transaction.commit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use berth_api::id::{ClusterId, MachineId};
+
+    fn set() -> AssignmentSet {
+        AssignmentSet {
+            cluster_id: ClusterId::new("c").unwrap(),
+            machine_id: MachineId::new("m").unwrap(),
+            epoch: 1,
+            generation: 7,
+            replicas: vec![],
+            stops: vec![],
+        }
+    }
+
+    fn fill(path: &Path) {
+        let (ledger, _, thread) = Ledger::open(path, "boot").unwrap();
+        let (bytes, position) = set().seal();
+        ledger.write_set(bytes, position);
+        let memory = Memory {
+            run: 3,
+            crashes: 2,
+            ..Memory::default()
+        };
+        ledger.write(vec![Write::Put(ReplicaId::new("a").unwrap(), memory)]);
+        ledger.write(vec![Write::Put(ReplicaId::new("b").unwrap(), Memory::default())]);
+        ledger.write(vec![Write::Remove(ReplicaId::new("b").unwrap())]);
+        ledger.write_blob("network", b"n".to_vec());
+        ledger.close();
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn reads_back_what_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger.sqlite");
+        fill(&path);
+        let (ledger, loaded, thread) = Ledger::open(&path, "boot").unwrap();
+        assert_eq!(loaded.restored.set.unwrap().0, set());
+        assert_eq!(loaded.restored.replicas.len(), 1);
+        assert_eq!(loaded.restored.replicas[&ReplicaId::new("a").unwrap()].run, 3);
+        assert!(!loaded.restored.rebooted);
+        assert_eq!(loaded.rebuilt, None);
+        assert_eq!(loaded.blobs["network"], b"n");
+        ledger.close();
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn notices_a_reboot() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger.sqlite");
+        fill(&path);
+        let (ledger, loaded, thread) = Ledger::open(&path, "other").unwrap();
+        assert!(loaded.restored.rebooted);
+        ledger.close();
+        thread.join().unwrap();
+    }
+
+    /// Every kind of damage of the fault list: the database is moved aside, the node starts, and says so.
+    #[test]
+    fn a_damaged_database_is_moved_aside_and_rebuilt() {
+        let damages: [(&str, fn(&mut Vec<u8>)); 4] = [
+            ("truncated", |bytes| bytes.truncate(bytes.len() / 2)),
+            ("header", |bytes| bytes[3] ^= 0xff),
+            ("pages", |bytes| {
+                bytes.iter_mut().skip(4096).for_each(|byte| *byte = 0xa5)
+            }),
+            ("emptied", Vec::clear),
+        ];
+        for (name, damage) in damages {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("ledger.sqlite");
+            fill(&path);
+            let mut bytes = std::fs::read(&path).unwrap();
+            damage(&mut bytes);
+            std::fs::write(&path, &bytes).unwrap();
+            let (ledger, loaded, thread) = Ledger::open(&path, "boot").unwrap();
+            assert!(loaded.rebuilt.is_some(), "{name}");
+            assert!(loaded.restored.set.is_none(), "{name}");
+            let aside = std::fs::read_dir(dir.path())
+                .unwrap()
+                .any(|entry| entry.unwrap().file_name().to_string_lossy().contains(".corrupt-"));
+            assert_eq!(aside, name != "emptied", "{name}");
+            ledger.close();
+            thread.join().unwrap();
+            let (ledger, loaded, thread) = Ledger::open(&path, "boot").unwrap();
+            assert_eq!(loaded.rebuilt, None, "{name}: usable again");
+            ledger.close();
+            thread.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn one_unreadable_row_costs_only_its_replica() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger.sqlite");
+        fill(&path);
+        let connection = Connection::open(&path).unwrap();
+        connection
+            .execute("INSERT INTO replica VALUES ('c', 'not json')", [])
+            .unwrap();
+        drop(connection);
+        let (ledger, loaded, thread) = Ledger::open(&path, "boot").unwrap();
+        assert_eq!(loaded.rebuilt, None);
+        assert_eq!(loaded.restored.replicas.len(), 1);
+        ledger.close();
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_newer_schema_is_kept_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger.sqlite");
+        fill(&path);
+        Connection::open(&path)
+            .unwrap()
+            .pragma_update(None, "user_version", 99)
+            .unwrap();
+        let (ledger, loaded, thread) = Ledger::open(&path, "boot").unwrap();
+        assert!(loaded.rebuilt.unwrap().contains("schema 99"));
+        ledger.close();
+        thread.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn waits_for_its_commit() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, _, thread) = Ledger::open(&dir.path().join("l"), "boot").unwrap();
+        let sequence = ledger.write_blob("k", vec![1]);
+        tokio::time::timeout(Duration::from_secs(10), ledger.wait(sequence))
+            .await
+            .unwrap()
+            .unwrap();
+        ledger.close();
+        thread.join().unwrap();
+    }
+}

@@ -1,0 +1,255 @@
+//! The node's side of the node link: enrolment, then one session after the other. See `api/proto/link.proto`.
+//!
+//! Input: snapshots, answers to sets, events, chunks of logs. Output: [`Input`]s for the loop, the directory for DNS.
+//! Owner: `main`. Failure: any fault of a session ends it; the next one is dialled after a growing pause with jitter, for
+//! ever. Both sides then send whole states, so nothing is lost with a session. Nothing here stops a replica.
+
+mod enrol;
+mod session;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_api::link;
+use berth_api::time::{Timestamp, monotonic};
+use prost::Message as _;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Status};
+
+use crate::config::Config;
+use crate::credentials::{Credentials, CredentialsError, Store};
+use crate::dns::{Applied, DirectoryState};
+use crate::events::EventQueue;
+use crate::ledger::Ledger;
+use crate::logs::LogService;
+use crate::mesh::MeshState;
+use crate::reconcile::{Answer, Input};
+use crate::status::{Part, Snapshot, Verdicts};
+
+pub use enrol::enrol_until_done;
+
+/// The client of the service, generated from `api/proto/link.proto`.
+mod proto {
+    #![expect(
+        clippy::all,
+        clippy::or_fun_call,
+        unused_qualifications,
+        unreachable_pub,
+        reason = "generated code"
+    )]
+    tonic::include_proto!("berth.link.v1");
+}
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+const MESSAGE_MAX_BYTES: usize = 16 << 20;
+const REDIAL_FIRST: Duration = Duration::from_millis(250);
+const REDIAL_MAX: Duration = Duration::from_secs(15);
+/// A session that lived this long was good: the next pause is the shortest again.
+const GOOD_SESSION: Duration = Duration::from_secs(10);
+
+/// Names of what the ledger keeps for the link.
+pub const MESH_BLOB: &str = "mesh";
+/// See [`MESH_BLOB`].
+pub const DIRECTORY_BLOB: &str = "directory";
+
+/// Why a session or an enrolment ended.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    #[error("reading {path}")]
+    File { path: String, source: std::io::Error },
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    #[error("dialling the scheduler at {url}")]
+    Dial {
+        url: String,
+        source: tonic::transport::Error,
+    },
+    #[error("the scheduler refused: {message}")]
+    Refused { code: Code, message: String },
+    #[error("the scheduler did not answer within {0:?}")]
+    Silent(Duration),
+    #[error("the scheduler does not take what it is sent")]
+    Stuck,
+    #[error("the scheduler sent what cannot be read: {0}")]
+    Unreadable(String),
+    #[error("the scheduler ended the session")]
+    Ended,
+}
+
+impl LinkError {
+    fn refused(status: &Status) -> Self {
+        Self::Refused {
+            code: status.code(),
+            message: status.message().to_owned(),
+        }
+    }
+
+    /// The certificate itself is not accepted: another session with it would end the same way.
+    fn is_about_identity(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused {
+                code: Code::Unauthenticated | Code::PermissionDenied | Code::NotFound,
+                ..
+            }
+        )
+    }
+}
+
+/// The whole chain of an error, for the status.
+pub(crate) fn words(error: &dyn std::error::Error) -> String {
+    crate::host::HostError::chain(crate::host::Fault::Infrastructure, error).message
+}
+
+/// What the link works with.
+#[derive(Debug)]
+pub struct Link {
+    pub config: Arc<Config>,
+    pub boot_id: String,
+    pub state_rebuilt: bool,
+    pub store: Store,
+    pub ledger: Ledger,
+    pub inbox: mpsc::Sender<Input>,
+    pub answers: mpsc::Receiver<Answer>,
+    pub events: Arc<EventQueue>,
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub verdicts: Arc<Verdicts>,
+    pub directory: DirectoryState,
+    pub mesh: MeshState,
+    pub logs: LogService,
+}
+
+/// Keeps a session with the scheduler until cancelled.
+pub async fn run(mut link: Link, mut credentials: Credentials, cancel: CancellationToken) {
+    let mut pause = REDIAL_FIRST;
+    loop {
+        let began = monotonic();
+        let ended = cancel
+            .run_until_cancelled(link.renew_and_serve(&mut credentials, &cancel))
+            .await;
+        let Some(result) = ended else { return };
+        let error = match result {
+            Ok(()) => continue,
+            Err(error) => error,
+        };
+        let reason = words(&error);
+        tracing::debug!(reason, "a session has ended");
+        link.verdicts.set(Part::Link, Err(reason));
+        if began.elapsed() >= GOOD_SESSION {
+            pause = REDIAL_FIRST;
+        }
+        if error.is_about_identity() && link.enrol_again(&mut credentials).await {
+            continue;
+        }
+        if cancel
+            .run_until_cancelled(tokio::time::sleep(jittered(pause)))
+            .await
+            .is_none()
+        {
+            return;
+        }
+        pause = (pause * 2).min(REDIAL_MAX);
+    }
+}
+
+/// Half of the pause and a random part of the other half, so that a thousand nodes do not dial together.
+pub(crate) fn jittered(pause: Duration) -> Duration {
+    let mut random = [0_u8; 2];
+    // Without randomness the pause is only less well spread.
+    if getrandom::fill(&mut random).is_err() {
+        return pause;
+    }
+    pause / 2 + pause * u32::from(u16::from_be_bytes(random)) / (2 * 65_536)
+}
+
+/// A channel to the scheduler. Lazy: the first call connects.
+fn channel(config: &Config, identity: Option<(&str, &str)>) -> Result<Channel, LinkError> {
+    let path = &config.ca_file;
+    let ca = std::fs::read_to_string(path).map_err(|source| LinkError::File {
+        path: path.display().to_string(),
+        source,
+    })?;
+    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
+    if let Some((certificate, key)) = identity {
+        tls = tls.identity(Identity::from_pem(certificate, key));
+    }
+    let dial = |source| LinkError::Dial {
+        url: config.scheduler.clone(),
+        source,
+    };
+    let endpoint = Endpoint::from_shared(config.scheduler.clone()).map_err(dial)?;
+    let endpoint = endpoint
+        .tls_config(tls)
+        .map_err(dial)?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(10));
+    Ok(endpoint.connect_lazy())
+}
+
+impl Link {
+    async fn renew_and_serve(
+        &mut self,
+        credentials: &mut Credentials,
+        cancel: &CancellationToken,
+    ) -> Result<(), LinkError> {
+        if Timestamp::now() >= credentials.enrolment.renew_at {
+            match enrol::renew(&self.config, &self.store, &self.boot_id, credentials).await {
+                Ok(renewed) => *credentials = renewed,
+                Err(error) => {
+                    tracing::warn!(
+                        error = words(&error),
+                        "cannot renew the certificate; trying the token"
+                    );
+                    let renewed = enrol::enrol(&self.config, &self.store, &self.boot_id).await?;
+                    *credentials = renewed;
+                }
+            }
+        }
+        self.serve(credentials, cancel).await
+    }
+
+    /// Enrols with the token. Says whether it is worth to dial at once.
+    async fn enrol_again(&mut self, credentials: &mut Credentials) -> bool {
+        self.store.discard_certificate();
+        match enrol::enrol(&self.config, &self.store, &self.boot_id).await {
+            Ok(new) => {
+                if new.enrolment.assigned_network != credentials.enrolment.assigned_network {
+                    tracing::error!(
+                        old = %credentials.enrolment.assigned_network.cidr,
+                        new = %new.enrolment.assigned_network.cidr,
+                        "the scheduler gave this machine another subnet; restart berthd to take it"
+                    );
+                }
+                *credentials = new;
+                false
+            }
+            Err(error) => {
+                tracing::warn!(error = words(&error), "cannot enrol again");
+                false
+            }
+        }
+    }
+
+    fn take_mesh(&mut self, mesh: &link::Mesh) -> Applied {
+        let applied = self.mesh.apply(mesh);
+        if applied == Applied::Yes {
+            self.ledger
+                .write_blob(MESH_BLOB, self.mesh.to_message().encode_to_vec());
+        }
+        applied
+    }
+
+    fn take_directory(&mut self, directory: &link::Directory) -> Applied {
+        let applied = self.directory.apply(directory);
+        if applied == Applied::Yes {
+            let whole = self.directory.view().borrow().to_message();
+            self.ledger.write_blob(DIRECTORY_BLOB, whole.encode_to_vec());
+        }
+        applied
+    }
+}

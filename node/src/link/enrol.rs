@@ -1,0 +1,131 @@
+//! Enrolment: the machine token, or the certificate that is about to run out, for a certificate of this machine.
+
+use std::time::Duration;
+
+use berth_api::link::EnrolRequest;
+use berth_api::machine::{AssignedNetwork, MachineSpec};
+use berth_api::rest::node::RegisterRequest;
+use berth_api::time::Timestamp;
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+
+use super::proto::link_client::LinkClient;
+use super::{CALL_TIMEOUT, LinkError, REDIAL_FIRST, REDIAL_MAX, channel, jittered, words};
+use crate::config::Config;
+use crate::credentials::{Credentials, Enrolment, Store};
+use crate::status::{Part, Verdicts};
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Registered {
+    assigned_network: AssignedNetwork,
+}
+
+/// Enrols with the token, for as long as it takes. None when cancelled.
+pub async fn enrol_until_done(
+    config: &Config,
+    store: &Store,
+    boot_id: &str,
+    verdicts: &Verdicts,
+    cancel: &CancellationToken,
+) -> Option<Credentials> {
+    let mut pause: Duration = REDIAL_FIRST;
+    loop {
+        match cancel.run_until_cancelled(enrol(config, store, boot_id)).await? {
+            Ok(credentials) => return Some(credentials),
+            Err(error) => {
+                let reason = format!("cannot enrol: {}", words(&error));
+                tracing::warn!(reason, "enrolment failed");
+                verdicts.set(Part::Link, Err(reason));
+            }
+        }
+        cancel
+            .run_until_cancelled(tokio::time::sleep(jittered(pause)))
+            .await?;
+        pause = (pause * 2).min(REDIAL_MAX);
+    }
+}
+
+/// Enrols with the machine token.
+pub(super) async fn enrol(config: &Config, store: &Store, boot_id: &str) -> Result<Credentials, LinkError> {
+    let path = &config.token_file;
+    let token = std::fs::read_to_string(path).map_err(|source| LinkError::File {
+        path: path.display().to_string(),
+        source,
+    })?;
+    ask(config, store, boot_id, token.trim(), None).await
+}
+
+/// Enrols with the present certificate.
+pub(super) async fn renew(
+    config: &Config,
+    store: &Store,
+    boot_id: &str,
+    present: &Credentials,
+) -> Result<Credentials, LinkError> {
+    ask(
+        config,
+        store,
+        boot_id,
+        "",
+        Some((&present.certificate_pem, &present.key_pem)),
+    )
+    .await
+}
+
+async fn ask(
+    config: &Config,
+    store: &Store,
+    boot_id: &str,
+    token: &str,
+    identity: Option<(&str, &str)>,
+) -> Result<Credentials, LinkError> {
+    let (csr_pem, key_pem) = store.request(config.machine_id.as_str())?;
+    let register = RegisterRequest {
+        cluster_id: config.cluster_id.clone(),
+        machine: machine(config, boot_id),
+    };
+    let request = EnrolRequest {
+        cluster_id: config.cluster_id.to_string(),
+        token: token.to_owned(),
+        csr_pem,
+        register: serde_json::to_vec(&register)
+            .expect("a registration has text keys")
+            .into(),
+        proof: bytes::Bytes::new(),
+        boot_id: boot_id.to_owned(),
+    };
+    let mut client = LinkClient::new(channel(config, identity)?);
+    let reply = match tokio::time::timeout(CALL_TIMEOUT, client.enrol(request)).await {
+        Ok(Ok(reply)) => reply.into_inner(),
+        Ok(Err(status)) => return Err(LinkError::refused(&status)),
+        Err(_) => return Err(LinkError::Silent(CALL_TIMEOUT)),
+    };
+    let registered: Registered = serde_json::from_slice(&reply.registered)
+        .map_err(|error| LinkError::Unreadable(error.to_string()))?;
+    let credentials = Credentials {
+        key_pem,
+        certificate_pem: reply.certificate_pem,
+        enrolment: Enrolment {
+            assigned_network: registered.assigned_network,
+            renew_at: Timestamp::from_millis(reply.renew_at_ms),
+            enrolled_at: Timestamp::now(),
+        },
+    };
+    store.save(&credentials)?;
+    tracing::info!(cidr = %credentials.enrolment.assigned_network.cidr, "enrolled");
+    Ok(credentials)
+}
+
+fn machine(config: &Config, boot_id: &str) -> MachineSpec {
+    MachineSpec {
+        machine_id: config.machine_id.clone(),
+        capacity_group: config.capacity_group.clone(),
+        zone: config.zone.clone(),
+        vpc_ip: config.underlay_ip,
+        wireguard_public_key: config.wireguard_public_key.clone(),
+        wireguard_endpoint: config.wireguard_endpoint.clone(),
+        capacity: config.capacity.clone(),
+        boot_id: Some(boot_id.to_owned()),
+    }
+}

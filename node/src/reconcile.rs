@@ -1,0 +1,579 @@
+//! The loop that owns the core: feeds it what happened, commits what it records, starts the steps it asks for.
+//!
+//! ```text
+//! input                              arm               what follows
+//! Input (link, prober; bounded)      inbox             core, then a turn
+//! a finished job                     jobs              core, then a turn
+//! a change of the runtime            host.changed      core, or a new observation
+//! wake_at, 30 s, 60 s, 5 s           timer             observation, full compare, usage
+//! ```
+//!
+//! A turn: [`NodeCore::advance`], hand the writes to the ledger, start the steps (each waits for its commit), publish
+//! the snapshot. Nothing in the loop waits for the machine, the disk or the network: what does is a job. Owner: `main`.
+//! Failure: a job that panics is a failed step of its own replica.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_api::assignment::{AssignmentSet, Position, Refusal};
+use berth_api::id::ReplicaId;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{Id, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{BootTime, Now};
+use crate::events::EventQueue;
+use crate::execute::{Gate, Progress, perform};
+use crate::health::{ProbeReport, Prober};
+use crate::host::{Change, Host, HostError, NetworkWish, Observed, Peer, PullProgress, UsageSample};
+use crate::ledger::Ledger;
+use crate::plan::{Changed, NodeCore, ObservationToken, Output, Runtime};
+use crate::replica::{Failure, Outcome, Part, Step};
+use crate::status::{self, Snapshot, Verdicts};
+
+/// The machine is read this often even when no event comes: events can be lost.
+const OBSERVE_EVERY: Duration = Duration::from_secs(30);
+/// While the runtime does not answer.
+const OBSERVE_AGAIN: Duration = Duration::from_secs(2);
+/// Full compare of the network, leftovers, logs.
+const COMPARE_EVERY: Duration = Duration::from_secs(60);
+const USAGE_EVERY: Duration = Duration::from_secs(5);
+/// Changes of words and numbers are published at most this often; a change of phase at once.
+const DETAILS_EVERY: Duration = Duration::from_millis(200);
+/// Deadline of an observation, a compare, a sample.
+const JOB_DEADLINE: Duration = Duration::from_secs(60);
+/// Inputs that may wait.
+pub const INBOX_MAX: usize = 256;
+
+/// What others tell the loop.
+#[derive(Debug)]
+pub enum Input {
+    /// A set from the scheduler, as it came.
+    Offer {
+        position: Position,
+        bytes: Vec<u8>,
+    },
+    StopConfirmed(Vec<ReplicaId>),
+    /// The other machines, whole.
+    Peers(Vec<Peer>),
+    Progress {
+        replica_id: ReplicaId,
+        part: Part,
+        progress: Option<PullProgress>,
+    },
+}
+
+/// The answer to an offered set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub position: Position,
+    pub refusal: Option<String>,
+}
+
+/// What the loop is made of.
+#[derive(Debug)]
+pub struct Parts<H> {
+    pub host: Arc<H>,
+    pub core: NodeCore,
+    pub ledger: Ledger,
+    pub inbox: mpsc::Receiver<Input>,
+    /// For progress of steps.
+    pub inbox_sender: mpsc::Sender<Input>,
+    pub probes: mpsc::Receiver<ProbeReport>,
+    pub prober: Prober,
+    pub answers: mpsc::Sender<Answer>,
+    pub events: Arc<EventQueue>,
+    pub snapshots: watch::Sender<Arc<Snapshot>>,
+    pub verdicts: Arc<Verdicts>,
+    pub peers: Vec<Peer>,
+}
+
+/// Work outside of the loop.
+enum Done {
+    Step(Result<Outcome, Failure>),
+    Observed(ObservationToken, Result<Observed, HostError>),
+    Network(Result<(), HostError>),
+    Usage(Result<BTreeMap<ReplicaId, UsageSample>, HostError>),
+    Swept(Result<(), HostError>),
+    Stored(Box<AssignmentSet>, Position, Result<(), Arc<str>>),
+}
+
+/// What a job was for, should it panic.
+enum Job {
+    Step(ReplicaId, CancellationToken),
+    Observation,
+    Network,
+    Usage,
+    Sweep,
+    Store(Position),
+}
+
+struct Reconciler<H> {
+    parts: Parts<H>,
+    gate: Arc<Gate>,
+    jobs: JoinSet<Done>,
+    running: HashMap<Id, Job>,
+    /// The newest set that is being stored.
+    storing: Position,
+    observe_wanted: bool,
+    observing: bool,
+    observe_at: BootTime,
+    network_sent: Option<NetworkWish>,
+    networking: bool,
+    compare_at: BootTime,
+    sweeping: bool,
+    sampling: bool,
+    usage_at: BootTime,
+    wake_at: Option<BootTime>,
+    publish_at: Option<BootTime>,
+}
+
+#[derive(Clone)]
+struct Report {
+    replica_id: ReplicaId,
+    inbox: mpsc::Sender<Input>,
+}
+
+impl Progress for Report {
+    fn report(&self, part: Part, progress: Option<PullProgress>) {
+        let replica_id = self.replica_id.clone();
+        // Progress is for people: a full inbox drops it.
+        drop(self.inbox.try_send(Input::Progress {
+            replica_id,
+            part,
+            progress,
+        }));
+    }
+}
+
+/// Runs the loop until cancelled. Steps under way are dropped then: kill -9 is a supported way to end, and containers
+/// run on.
+pub async fn run<H: Host>(parts: Parts<H>, cancel: CancellationToken) {
+    let now = Now::read();
+    let mut reconciler = Reconciler {
+        parts,
+        gate: Arc::new(Gate::default()),
+        jobs: JoinSet::new(),
+        running: HashMap::new(),
+        storing: Position::default(),
+        observe_wanted: true,
+        observing: false,
+        observe_at: now.boot,
+        network_sent: None,
+        networking: false,
+        compare_at: now.boot.plus(COMPARE_EVERY),
+        sweeping: false,
+        sampling: false,
+        usage_at: now.boot.plus(USAGE_EVERY),
+        wake_at: None,
+        publish_at: None,
+    };
+    reconciler.turn(now);
+    loop {
+        let sleep = reconciler.sleep(Now::read());
+        // Every arm is cancel-safe: a queue or a set gives an item or keeps it, a timer holds nothing, and `changed`
+        // says so itself.
+        tokio::select! {
+            () = cancel.cancelled() => break,
+            Some(input) = reconciler.parts.inbox.recv() => reconciler.take(input),
+            Some(report) = reconciler.parts.probes.recv() => reconciler.parts.core.probed(report),
+            Some(ended) = reconciler.jobs.join_next_with_id(), if !reconciler.jobs.is_empty() => {
+                reconciler.ended(ended);
+            }
+            change = reconciler.parts.host.changed() => reconciler.changed(change),
+            () = tokio::time::sleep(sleep) => {}
+        }
+        reconciler.take_ready();
+        reconciler.turn(Now::read());
+    }
+    reconciler.jobs.shutdown().await;
+    reconciler.parts.prober.shutdown().await;
+}
+
+impl<H: Host> Reconciler<H> {
+    /// Takes whatever else is there, so that one turn answers all of it.
+    fn take_ready(&mut self) {
+        while let Ok(input) = self.parts.inbox.try_recv() {
+            self.take(input);
+        }
+        while let Ok(report) = self.parts.probes.try_recv() {
+            self.parts.core.probed(report);
+        }
+        while let Some(ended) = self.jobs.try_join_next_with_id() {
+            self.ended(ended);
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Offer { position, bytes } => self.offered(position, bytes),
+            Input::StopConfirmed(ids) => self.parts.core.confirm_stops(&ids),
+            Input::Peers(peers) => self.parts.peers = peers,
+            Input::Progress {
+                replica_id,
+                part,
+                progress,
+            } => {
+                self.parts.core.progressed(&replica_id, part, progress);
+            }
+        }
+    }
+
+    /// A set is stored first, then accepted, then acknowledged.
+    fn offered(&mut self, position: Position, bytes: Vec<u8>) {
+        let repeated = self.parts.core.has_set() && self.parts.core.position() == position;
+        match self.parts.core.check(&bytes, &position, &self.storing) {
+            Ok(_) if repeated => self.answer(position, None),
+            Ok(set) => {
+                self.storing = position;
+                let ledger = self.parts.ledger.clone();
+                let sequence = ledger.write_set(bytes, position);
+                let store = async move {
+                    let result = ledger.wait(sequence).await;
+                    Done::Stored(Box::new(set), position, result)
+                };
+                self.spawn(Job::Store(position), store);
+            }
+            Err(refusal) => self.refused(position, &refusal),
+        }
+    }
+
+    fn refused(&self, position: Position, refusal: &Refusal) {
+        tracing::warn!(
+            generation = position.generation,
+            epoch = position.epoch,
+            reason = %refusal,
+            "refused an assignment set"
+        );
+        self.answer(position, Some(refusal.to_string()));
+    }
+
+    fn answer(&self, position: Position, refusal: Option<String>) {
+        if self.parts.answers.try_send(Answer { position, refusal }).is_err() {
+            tracing::debug!(
+                generation = position.generation,
+                "an answer was dropped: the link is gone or slow"
+            );
+        }
+    }
+
+    fn stored(&mut self, set: AssignmentSet, position: Position, result: Result<(), Arc<str>>) {
+        if let Err(error) = result {
+            self.storing = self.parts.core.position();
+            tracing::error!(generation = position.generation, error = %error, "cannot store an assignment set");
+            self.parts.verdicts.set(
+                status::Part::Storage,
+                Err(format!("the ledger cannot be written: {error}")),
+            );
+            return self.answer(position, Some(format!("it cannot be stored: {error}")));
+        }
+        // A newer one may have overtaken it.
+        if self.parts.core.position().accept(&position).is_err() {
+            return self.answer(position, Some("a newer one has been accepted".into()));
+        }
+        tracing::info!(
+            epoch = position.epoch,
+            generation = position.generation,
+            replicas = set.replicas.len(),
+            stops = set.stops.len(),
+            "accepted an assignment set"
+        );
+        self.parts.core.accept(set, position, Now::read());
+        self.answer(position, None);
+    }
+
+    fn changed(&mut self, change: Change) {
+        match change {
+            Change::Exited {
+                replica_id,
+                pid,
+                exit,
+            } => {
+                tracing::info!(%replica_id, pid, status = exit.status, oom = exit.out_of_memory, "a process ended");
+                self.parts.core.exited(&replica_id, pid, exit);
+            }
+            Change::Resync => self.observe_wanted = true,
+        }
+    }
+
+    fn spawn(&mut self, job: Job, work: impl Future<Output = Done> + Send + 'static) {
+        let handle = self.jobs.spawn(work);
+        self.running.insert(handle.id(), job);
+    }
+
+    fn ended(&mut self, ended: Result<(Id, Done), tokio::task::JoinError>) {
+        let id = match &ended {
+            Ok((id, _)) => *id,
+            Err(error) => error.id(),
+        };
+        let job = self.running.remove(&id).expect("every job is on record");
+        let now = Now::read();
+        match (job, ended) {
+            (Job::Step(id, _), Ok((_, Done::Step(result)))) => self.step_ended(&id, result, now),
+            (Job::Step(id, _), Err(error)) => {
+                let error = HostError::infrastructure(format!("a step panicked: {error}"));
+                self.step_ended(
+                    &id,
+                    Err(Failure {
+                        part: Part::Runtime,
+                        error,
+                    }),
+                    now,
+                );
+            }
+            (_, Ok((_, done))) => self.background_ended(done, now),
+            (job, Err(error)) => {
+                tracing::error!(error = %error, "a background job panicked");
+                let failed = || HostError::infrastructure("panicked");
+                match job {
+                    Job::Observation => self.observation_ended(None, Err(failed()), now),
+                    Job::Network => self.background_ended(Done::Network(Err(failed())), now),
+                    Job::Usage => self.background_ended(Done::Usage(Err(failed())), now),
+                    Job::Sweep => self.background_ended(Done::Swept(Err(failed())), now),
+                    Job::Store(position) => self.answer(position, Some("it cannot be stored".into())),
+                    Job::Step(..) => unreachable!("matched above"),
+                }
+            }
+        }
+    }
+
+    fn step_ended(&mut self, id: &ReplicaId, result: Result<Outcome, Failure>, now: Now) {
+        if let Err(failure) = &result {
+            tracing::warn!(replica_id = %id, error = %failure.error, part = ?failure.part, "a step failed");
+        }
+        let mut news = Vec::new();
+        self.parts.core.step_ended(id, result, now, &mut news);
+        for happening in news {
+            self.parts.events.push(happening, now.wall);
+        }
+    }
+
+    fn background_ended(&mut self, done: Done, now: Now) {
+        match done {
+            Done::Step(_) => unreachable!("a step has its own arm"),
+            Done::Observed(token, result) => self.observation_ended(Some(token), result, now),
+            Done::Network(result) => {
+                self.networking = false;
+                if result.is_err() {
+                    self.compare_at = now.boot.plus(OBSERVE_AGAIN);
+                }
+                self.parts
+                    .verdicts
+                    .set(status::Part::Network, result.map_err(|error| error.message));
+            }
+            Done::Usage(result) => {
+                self.sampling = false;
+                if let Ok(samples) = result {
+                    self.parts.core.sampled(&samples, now);
+                }
+            }
+            Done::Swept(result) => {
+                self.sweeping = false;
+                self.parts
+                    .verdicts
+                    .set(status::Part::Keeper, result.map_err(|error| error.message));
+            }
+            Done::Stored(set, position, result) => self.stored(*set, position, result),
+        }
+    }
+
+    fn observation_ended(
+        &mut self,
+        token: Option<ObservationToken>,
+        result: Result<Observed, HostError>,
+        now: Now,
+    ) {
+        self.observing = false;
+        match (token, result) {
+            (Some(token), Ok(observed)) => {
+                let first = *self.parts.core.runtime() == Runtime::Unknown;
+                self.parts.core.observed(token, observed, now);
+                self.parts.verdicts.set(status::Part::Runtime, Ok(()));
+                self.observe_at = now.boot.plus(OBSERVE_EVERY);
+                if first {
+                    let running = self.parts.core.running().len();
+                    tracing::info!(running, "took over what runs on the machine");
+                    self.compare_at = now.boot;
+                }
+            }
+            (_, result) => {
+                let reason = result
+                    .err()
+                    .map_or_else(|| "panicked".to_owned(), |error| error.message);
+                self.parts.core.observation_failed(reason.clone(), now);
+                self.parts.verdicts.set(status::Part::Runtime, Err(reason));
+                self.observe_at = now.boot.plus(OBSERVE_AGAIN);
+            }
+        }
+    }
+
+    /// Decides and acts.
+    fn turn(&mut self, now: Now) {
+        let mut output = self.parts.core.advance(now);
+        for happening in std::mem::take(&mut output.news) {
+            self.parts.events.push(happening, now.wall);
+        }
+        self.wake_at = output.wake_at;
+        self.start_steps(&mut output);
+        self.publish(output.changed, now);
+        if output.changed == Changed::Phase {
+            self.parts.prober.set(self.parts.core.probes());
+        }
+        self.start_jobs(now);
+    }
+
+    fn start_steps(&mut self, output: &mut Output) {
+        let writes = std::mem::take(&mut output.writes);
+        let sequence = (!writes.is_empty()).then(|| self.parts.ledger.write(writes));
+        for id in &output.cancels {
+            for job in self.running.values() {
+                if let Job::Step(of, cancel) = job
+                    && of == id
+                {
+                    cancel.cancel();
+                }
+            }
+        }
+        for (id, step) in std::mem::take(&mut output.steps) {
+            self.start_step(id, step, sequence);
+        }
+    }
+
+    fn start_step(&mut self, id: ReplicaId, step: Step, sequence: Option<u64>) {
+        tracing::debug!(replica_id = %id, step = step.name(), "begins");
+        let (host, gate, ledger) = (
+            Arc::clone(&self.parts.host),
+            Arc::clone(&self.gate),
+            self.parts.ledger.clone(),
+        );
+        let progress = Report {
+            replica_id: id.clone(),
+            inbox: self.parts.inbox_sender.clone(),
+        };
+        let (cancel, of) = (CancellationToken::new(), id.clone());
+        let cancelled = cancel.clone();
+        let work = async move {
+            if let Some(sequence) = sequence {
+                // A ledger that cannot be written is reported by its own verdict; the node runs on from memory.
+                drop(ledger.wait(sequence).await);
+            }
+            // Only preparations are cancelled; their verbs are idempotent and may be dropped at any await.
+            let result = tokio::select! {
+                () = cancelled.cancelled() => Ok(Outcome::Cancelled),
+                result = perform(&*host, &gate, &id, &step, progress) => result,
+            };
+            Done::Step(result)
+        };
+        self.spawn(Job::Step(of, cancel), work);
+    }
+
+    fn start_jobs(&mut self, now: Now) {
+        if (self.observe_wanted || now.boot >= self.observe_at) && !self.observing {
+            self.observe_wanted = false;
+            self.observing = true;
+            let (host, token) = (Arc::clone(&self.parts.host), self.parts.core.begin_observation());
+            self.spawn(Job::Observation, async move {
+                Done::Observed(token, deadline("reading the machine", host.observe()).await)
+            });
+        }
+        let wish = NetworkWish {
+            peers: self.parts.peers.clone(),
+            host_ports: self.parts.core.host_ports(),
+        };
+        let compare = now.boot >= self.compare_at;
+        if (compare || self.network_sent.as_ref() != Some(&wish)) && !self.networking {
+            self.networking = true;
+            self.network_sent = Some(wish.clone());
+            let host = Arc::clone(&self.parts.host);
+            self.spawn(Job::Network, async move {
+                Done::Network(deadline("setting the network", host.set_network(&wish)).await)
+            });
+        }
+        if compare {
+            self.compare_at = now.boot.plus(COMPARE_EVERY);
+            self.start_sweep();
+        }
+        if now.boot >= self.usage_at && !self.sampling {
+            self.usage_at = now.boot.plus(USAGE_EVERY);
+            self.sampling = true;
+            let (host, running) = (Arc::clone(&self.parts.host), self.parts.core.running());
+            self.spawn(Job::Usage, async move {
+                Done::Usage(deadline("reading usage", host.usage(&running)).await)
+            });
+        }
+    }
+
+    /// Leftovers are only known once both lists are: what runs and what is assigned.
+    fn start_sweep(&mut self) {
+        if self.sweeping || *self.parts.core.runtime() != Runtime::Ok || !self.parts.core.has_set() {
+            return;
+        }
+        self.sweeping = true;
+        let keep: BTreeSet<ReplicaId> = self.parts.core.known();
+        let host = Arc::clone(&self.parts.host);
+        self.spawn(Job::Sweep, async move {
+            Done::Swept(deadline("sweeping", host.sweep(&keep)).await)
+        });
+    }
+
+    fn publish(&mut self, changed: Changed, now: Now) {
+        match changed {
+            Changed::Phase => self.publish_at = Some(now.boot),
+            Changed::Details if self.publish_at.is_none() => {
+                self.publish_at = Some(now.boot.plus(DETAILS_EVERY));
+            }
+            Changed::Details | Changed::Nothing => {}
+        }
+        let core = &self.parts.core;
+        let position = core.position();
+        let moved = {
+            let old = self.parts.snapshots.borrow();
+            (old.epoch, old.generation) != (position.epoch, position.generation)
+        };
+        if !moved && self.publish_at.is_none_or(|at| now.boot < at) {
+            return;
+        }
+        self.publish_at = None;
+        let old = self.parts.snapshots.borrow().clone();
+        self.parts.snapshots.send_replace(Arc::new(Snapshot {
+            epoch: position.epoch,
+            generation: position.generation,
+            digest: position.digest,
+            observed: *core.runtime() != Runtime::Unknown,
+            replicas: core.status().to_vec(),
+            unlisted: core.unlisted(),
+            running: core.running(),
+            taken_at: now.wall,
+            ..Snapshot::clone(&old)
+        }));
+    }
+
+    fn sleep(&self, now: Now) -> Duration {
+        // What is under way is not waited for by time: its end wakes the loop.
+        let observe = (!self.observing).then_some(self.observe_at);
+        let usage = (!self.sampling).then_some(self.usage_at);
+        let due = [
+            observe,
+            usage,
+            Some(self.compare_at),
+            self.wake_at,
+            self.publish_at,
+        ];
+        let next = due.into_iter().flatten().min().unwrap_or(self.compare_at);
+        next.since(now.boot).max(Duration::from_millis(1))
+    }
+}
+
+async fn deadline<T>(
+    what: &'static str,
+    work: impl Future<Output = Result<T, HostError>>,
+) -> Result<T, HostError> {
+    match tokio::time::timeout(JOB_DEADLINE, work).await {
+        Ok(result) => result,
+        Err(_) => Err(HostError::infrastructure(format!(
+            "{what} did not end within {} s",
+            JOB_DEADLINE.as_secs()
+        ))),
+    }
+}
