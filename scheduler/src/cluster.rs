@@ -18,6 +18,8 @@
 mod actor;
 mod draft;
 mod requests;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

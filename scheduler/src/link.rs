@@ -7,6 +7,8 @@
 mod enrol;
 mod session;
 mod sessions;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -141,7 +143,11 @@ impl Link for LinkService {
                 "a session needs the certificate that Enrol gives",
             )
         })?;
-        let handle = self.scheduler.cluster(&identity.cluster_id)?;
+        // A cluster that is being deleted goes on to speak with its machines: they are told to stop everything.
+        let handle = self
+            .scheduler
+            .find(&identity.cluster_id)
+            .ok_or_else(|| Refused::cluster_not_found(identity.cluster_id.as_str()))?;
         let (outbound, messages) = mpsc::channel(OUTBOUND_MAX);
         let (refuse, refusal) = oneshot::channel();
         let session = session::run(

@@ -223,10 +223,14 @@ fn verify(
             return Err(corrupt_snapshot(snapshot.seq, Fault::Crc));
         }
     }
-    let mut at = snapshots.first().map_or(Head::START, |oldest| Head {
-        next_seq: oldest.seq + 1,
-        crc: oldest.chain,
-    });
+    // Records are trimmed behind the older of two snapshots; beside a single one all are still there.
+    let mut at = match snapshots.as_slice() {
+        [] | [_] => Head::START,
+        [oldest, ..] => Head {
+            next_seq: oldest.seq + 1,
+            crc: oldest.chain,
+        },
+    };
     let newest_seq = snapshots.last().map_or(0, |newest| newest.seq);
     let mut records = Vec::new();
     for row in rows {

@@ -416,8 +416,6 @@ fn missing_groups(draft: &Draft<'_>, groups: &[CapacityGroup]) -> Vec<Fault> {
 }
 
 fn register(draft: &mut Draft<'_>, spec: MachineSpec) -> Result<AssignedNetwork, Refused> {
-    draft.require_live()?;
-    require_group(draft, &spec.capacity_group)?;
     if let Some(known) = draft.world().machine(&spec.machine_id) {
         if known.spec == spec {
             return Ok(known.network);
@@ -434,6 +432,8 @@ fn register(draft: &mut Draft<'_>, spec: MachineSpec) -> Result<AssignedNetwork,
             ));
         }
     }
+    draft.require_live()?;
+    require_group(draft, &spec.capacity_group)?;
     let id = spec.machine_id.clone();
     let entry = draft.world().registration(spec, draft.now.wall).ok_or_else(|| {
         Refused::new(

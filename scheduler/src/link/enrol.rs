@@ -106,7 +106,9 @@ fn authorise(
                 ),
             ));
         }
-        let handle = scheduler.cluster(cluster_id)?;
+        let handle = scheduler
+            .find(cluster_id)
+            .ok_or_else(|| Refused::cluster_not_found(cluster_id.as_str()))?;
         return match handle.world().machine(&peer.machine_id) {
             Some(_) => Ok(handle),
             None => Err(Refused::machine_not_found(peer.machine_id.as_str())),
