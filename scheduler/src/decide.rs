@@ -4,7 +4,7 @@
 //! changes nothing. So deciding again on the applied result, nothing else having happened, gives no entry.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
 
@@ -169,9 +169,11 @@ impl Draft<'_> {
             outcome.waits.append(&mut plan.wait);
             plans.push((name, plan));
         }
-        let no_room = self.place(wanted, &mut outcome);
+        let surges_without_room = self.place(wanted, &mut outcome);
         for (name, plan) in &plans {
-            self.make_room(plan, no_room.get(name));
+            if surges_without_room.contains(name) {
+                self.make_room(plan);
+            }
             self.move_stateful(name, plan, &mut outcome);
         }
         outcome.waits.sort_by(|one, other| {
@@ -180,13 +182,9 @@ impl Draft<'_> {
         outcome
     }
 
-    /// Places what has a place; gives, for each container, why a surge of it has none.
-    fn place(
-        &mut self,
-        wanted: Vec<Wanted>,
-        outcome: &mut Outcome,
-    ) -> BTreeMap<ContainerName, Box<Unplaced>> {
-        let mut no_room = BTreeMap::new();
+    /// Places what has a place; gives the containers of which a surge has none.
+    fn place(&mut self, wanted: Vec<Wanted>, outcome: &mut Outcome) -> BTreeSet<ContainerName> {
+        let mut no_room = BTreeSet::new();
         if wanted.is_empty() {
             return no_room;
         }
@@ -236,7 +234,7 @@ impl Draft<'_> {
         &self,
         wanted: &Wanted,
         unplaced: Box<Unplaced>,
-        no_room: &mut BTreeMap<ContainerName, Box<Unplaced>>,
+        no_room: &mut BTreeSet<ContainerName>,
         outcome: &mut Outcome,
     ) {
         let name = &wanted.container;
@@ -270,7 +268,7 @@ impl Draft<'_> {
                 }
             }
             Purpose::Surge => {
-                no_room.entry(name.clone()).or_insert_with(|| unplaced.clone());
+                no_room.insert(name.clone());
                 (None, WaitReason::NoRoomToMove(unplaced))
             }
         };
@@ -282,8 +280,8 @@ impl Draft<'_> {
         });
     }
 
-    fn make_room(&mut self, plan: &Plan, no_room: Option<&Box<Unplaced>>) {
-        if let (Some(replica_id), Some(_)) = (&plan.make_room, no_room) {
+    fn make_room(&mut self, plan: &Plan) {
+        if let Some(replica_id) = &plan.make_room {
             self.push_stop(replica_id.clone(), StopCause::Updated);
         }
     }
@@ -337,7 +335,7 @@ const SUFFIXES: u64 = 36u64.pow(SUFFIX_LEN);
 /// Coprime to 36, so that counting up walks through all suffixes before it repeats one, in an order that looks random.
 const SUFFIX_STEP: u64 = 22_695_479;
 const _: () = assert!(
-    SUFFIX_STEP % 2 != 0 && SUFFIX_STEP % 3 != 0,
+    !SUFFIX_STEP.is_multiple_of(2) && !SUFFIX_STEP.is_multiple_of(3),
     "the step is coprime to 36"
 );
 

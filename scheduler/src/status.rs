@@ -102,7 +102,7 @@ pub(crate) fn scale_text(container: &Container) -> String {
 
 fn stopped_message(container: &Container) -> Option<String> {
     let since = container.deleted_since.map(|at| ("deleted", at));
-    let since = since.or(container.stopped_since.map(|at| ("stopped", at)));
+    let since = since.or_else(|| container.stopped_since.map(|at| ("stopped", at)));
     since.map(|(what, at)| format!("it was {what} at {at}"))
 }
 

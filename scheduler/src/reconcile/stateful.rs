@@ -76,7 +76,7 @@ fn replace_one(context: &Context<'_>, wanted: u32, plan: &mut Plan) {
     let next = leaving
         .iter()
         .find(|replica| context.is_down(replica))
-        .or(leaving.first());
+        .or_else(|| leaving.first());
     let Some(next) = next else {
         return;
     };

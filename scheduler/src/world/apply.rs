@@ -324,10 +324,12 @@ impl World {
             return Err(ApplyError::ReplicaExists(id.clone()));
         }
         let container = self.container_mut(&placed.container)?;
-        let spec = container.spec_at(placed.revision).ok_or(ApplyError::NoRevision {
-            container: placed.container.clone(),
-            revision: placed.revision,
-        })?;
+        let spec = container
+            .spec_at(placed.revision)
+            .ok_or_else(|| ApplyError::NoRevision {
+                container: placed.container.clone(),
+                revision: placed.revision,
+            })?;
         if spec.stateful != placed.ordinal.is_some() {
             return Err(ApplyError::WrongOrdinal(id.clone()));
         }
