@@ -263,3 +263,85 @@ fn uniqueness(before: &World, after: &World, violations: &mut Vec<Violation>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use berth_api::id::MachineId;
+
+    use super::*;
+    use crate::entry::Placed;
+    use crate::fixture::{Town, stateful, stateless};
+
+    fn placed(town: &Town, id: &str, container: &str, machine: &str, host: u8) -> Entry {
+        let ordinal = id.rsplit('-').next().and_then(|text| text.parse().ok());
+        Entry::ReplicaPlaced(Placed {
+            replica_id: id.parse().unwrap(),
+            container: container.parse().unwrap(),
+            ordinal,
+            revision: 1,
+            machine_id: machine.parse().unwrap(),
+            ip: IpAddr::from([10, 244, if machine == "m1" { 0 } else { 1 }, host]),
+            host_port: None,
+            at: town.now.wall,
+        })
+    }
+
+    #[test]
+    fn refuses_more_than_a_machine_has() {
+        let mut town = Town::of(1);
+        town.put(stateless("a", 1));
+        let entries: Vec<Entry> = (2..7u8)
+            .map(|host| placed(&town, &format!("a-m1-x{host}"), "a", "m1", host))
+            .collect();
+        assert_eq!(check(&town.world, &entries[..4]), vec![]);
+        let violations = check(&town.world, &entries);
+        assert!(
+            matches!(violations[..], [Violation::OverCapacity { dimension: "cpu", .. }]),
+            "{violations:?}"
+        );
+    }
+
+    #[test]
+    fn refuses_two_writers_of_one_volume_and_wrong_machines() {
+        let mut town = Town::of(2);
+        town.join("g1", "gpu");
+        let mut other = stateful("b", 1);
+        other.volumes = stateful("a", 1).volumes;
+        town.put(stateful("a", 1));
+        town.put(other);
+        let entries = [
+            placed(&town, "a-0", "a", "m1", 2),
+            placed(&town, "b-0", "b", "m2", 2),
+        ];
+        let violations = check(&town.world, &entries);
+        assert!(
+            matches!(violations[..], [Violation::TwoWriters { .. }]),
+            "{violations:?}"
+        );
+
+        let mut elsewhere = entries[0].clone();
+        if let Entry::ReplicaPlaced(placed) = &mut elsewhere {
+            placed.machine_id = MachineId::new("g1").unwrap();
+            placed.ip = IpAddr::from([10, 244, 2, 2]);
+        }
+        let violations = check(&town.world, &[elsewhere]);
+        assert!(
+            matches!(violations[..], [Violation::Misplaced { .. }]),
+            "{violations:?}"
+        );
+    }
+
+    #[test]
+    fn refuses_an_address_twice() {
+        let mut town = Town::of(1);
+        town.put(stateless("a", 2));
+        let entries = [
+            placed(&town, "a-m1-x", "a", "m1", 2),
+            placed(&town, "a-m1-y", "a", "m1", 2),
+        ];
+        assert!(matches!(
+            check(&town.world, &entries)[..],
+            [Violation::Inapplicable { number: 2, .. }]
+        ));
+    }
+}

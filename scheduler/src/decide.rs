@@ -359,3 +359,8 @@ fn stateless_id(world: &World, container: &ContainerName, machine: &MachineId) -
     ReplicaId::new(format!("{container}-{machine}-{suffix}"))
         .expect("short enough and without control characters")
 }
+
+#[cfg(test)]
+mod random;
+#[cfg(test)]
+mod tests;

@@ -16,16 +16,20 @@ pub mod config;
 pub mod decide;
 pub mod entry;
 pub mod explain;
+#[cfg(test)]
+mod fixture;
 pub mod identity;
 pub mod link;
 pub mod liveness;
 pub mod placement;
 pub mod reconcile;
 pub mod refusal;
+pub mod rest;
 mod scheduler;
 mod server;
 pub mod status;
 pub mod store;
+pub mod tokens;
 pub mod world;
 
 pub use cluster::ClusterHandle;

@@ -16,8 +16,10 @@ use crate::cluster::LoadError;
 use crate::config::Config;
 use crate::identity::{Identity, IdentityError};
 use crate::link::{self, LinkConfig};
+use crate::rest::{self, Api};
 use crate::scheduler::Scheduler;
 use crate::store::{Sqlite, Store, StoreError};
+use crate::tokens::{TokenError, Tokens};
 
 /// A connection that has not ended by then is cut when the scheduler stops.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,6 +35,8 @@ pub enum StartError {
     Load(#[from] LoadError),
     #[error("cannot open the keys")]
     Identity(#[from] IdentityError),
+    #[error("cannot open the secret of tokens")]
+    Tokens(#[from] TokenError),
     #[error("listen on {address}")]
     Listen {
         address: SocketAddr,
@@ -79,17 +83,16 @@ impl Scheduler {
     /// As [`Scheduler::start`].
     pub async fn start_on(store: Arc<dyn Store>, config: Config) -> Result<Running, StartError> {
         let identity = Arc::new(Identity::open(&config.data_dir)?);
+        let tokens = Arc::new(Tokens::open(&config.data_dir)?);
         let certificate = identity.server_certificate(&config.link_names)?;
         let scheduler = Scheduler::load(store, config.limits, identity).await?;
-        let (rest, rest_addr) = listen(config.listen).await?;
+        let (rest_listener, rest_addr) = listen(config.listen).await?;
         let (link, link_addr) = listen(config.link_listen).await?;
         let stop = CancellationToken::new();
         let mut servers = JoinSet::new();
-        let router = axum::Router::new().route("/healthz", axum::routing::get(|| async { "ok\n" }));
-        let rest_stop = stop.clone();
+        let api = Api::new(scheduler.clone(), tokens, stop.clone());
         servers.spawn(async move {
-            let served = axum::serve(rest, router).with_graceful_shutdown(rest_stop.cancelled_owned());
-            if let Err(error) = served.await {
+            if let Err(error) = rest::serve(rest_listener, api).await {
                 error!(
                     error = &error as &dyn std::error::Error,
                     "the REST API has failed"

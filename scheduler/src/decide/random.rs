@@ -1,0 +1,213 @@
+//! Random histories: whatever happens, decisions pass the independent check, are final, can be replayed and explained; and
+//! once everything is well again, the cluster comes to rest with what was asked for.
+
+use berth_api::container::ContainerSpec;
+use berth_api::explain::Subject;
+use berth_api::id::{ContainerName, MachineId};
+use berth_api::units::{Bytes, Cpu};
+use proptest::prelude::*;
+
+use crate::entry::Entry;
+use crate::explain::explain;
+use crate::fixture::{Town, stateful, stateless};
+use crate::world::Readiness;
+
+#[derive(Debug, Clone)]
+enum Act {
+    Join(u8),
+    Kill(u8),
+    Revive(u8),
+    PowerOff(u8),
+    Drain(u8),
+    CancelDrain(u8),
+    Put {
+        container: u8,
+        count: u32,
+        image: u8,
+        quarters: u64,
+    },
+    Stop(u8),
+    Start(u8),
+    Delete(u8),
+    Restart,
+    Break(u8),
+    Tick(u64),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let put = (0u8..4, 0u32..6, 1u8..4, 1u64..7).prop_map(|(container, count, image, quarters)| Act::Put {
+        container,
+        count,
+        image,
+        quarters,
+    });
+    prop_oneof![
+        2 => (0u8..5).prop_map(Act::Join),
+        2 => (0u8..5).prop_map(Act::Kill),
+        2 => (0u8..5).prop_map(Act::Revive),
+        1 => (0u8..5).prop_map(Act::PowerOff),
+        1 => (0u8..5).prop_map(Act::Drain),
+        1 => (0u8..5).prop_map(Act::CancelDrain),
+        6 => put,
+        1 => (0u8..4).prop_map(Act::Stop),
+        1 => (0u8..4).prop_map(Act::Start),
+        1 => (0u8..4).prop_map(Act::Delete),
+        1 => Just(Act::Restart),
+        1 => (1u8..4).prop_map(Act::Break),
+        8 => prop_oneof![Just(100u64), Just(1_000), Just(16_000), Just(40_000), Just(1_000_000)].prop_map(Act::Tick),
+    ]
+}
+
+/// Containers 0 and 1 are stateless, 2 and 3 stateful.
+fn declared(container: u8, count: u32, image: u8, quarters: u64) -> ContainerSpec {
+    let mut spec = if container < 2 {
+        stateless(&format!("c{container}"), count)
+    } else {
+        stateful(&format!("c{container}"), count)
+    };
+    spec.image = format!("app:{image}");
+    spec.resources.cpu.desired = Cpu::from_micros(250_000 * quarters);
+    spec.resources.memory.desired = Bytes::mib(256 * quarters);
+    spec
+}
+
+fn apply(town: &mut Town, act: &Act) {
+    let at = town.now.wall;
+    let machine = |index: &u8| MachineId::new(format!("m{index}")).unwrap();
+    let container = |index: &u8| ContainerName::new(format!("c{index}")).unwrap();
+    let there = |town: &Town, index: &u8| town.world.container(&container(index)).is_some();
+    match act {
+        Act::Join(index) => town.join(&format!("m{index}"), "general"),
+        Act::Kill(index) => town.kill(&format!("m{index}")),
+        Act::Revive(index) => town.revive(&format!("m{index}")),
+        Act::PowerOff(index) if town.world.machine(&machine(index)).is_some() => {
+            town.power_off(&format!("m{index}"));
+        }
+        Act::Drain(index) if town.world.machine(&machine(index)).is_some() => {
+            let machine_id = machine(index);
+            town.act(Entry::MachineDraining { machine_id, at });
+        }
+        Act::CancelDrain(index) if town.world.machine(&machine(index)).is_some() => {
+            let machine_id = machine(index);
+            town.act(Entry::MachineDrainCancelled { machine_id, at });
+        }
+        Act::Put {
+            container,
+            count,
+            image,
+            quarters,
+        } => town.put(declared(*container, *count, *image, *quarters)),
+        Act::Stop(index) if there(town, index) => {
+            let container = container(index);
+            town.act(Entry::ContainerStopped { container, at });
+        }
+        Act::Start(index) if there(town, index) => {
+            let container = container(index);
+            town.act(Entry::ContainerStarted { container, at });
+        }
+        Act::Delete(index) if there(town, index) => {
+            let container = container(index);
+            town.act(Entry::ContainerDeleted { container, at });
+        }
+        Act::Restart => town.restart(),
+        Act::Break(image) => {
+            town.broken_images.insert(format!("app:{image}"));
+        }
+        Act::Tick(elapsed_ms) => town.tick(*elapsed_ms),
+        Act::PowerOff(_)
+        | Act::Drain(_)
+        | Act::CancelDrain(_)
+        | Act::Stop(_)
+        | Act::Start(_)
+        | Act::Delete(_) => {}
+    }
+}
+
+/// Everything has an answer, and what is not as it should be has a wait that says what would help.
+fn assert_explained(town: &Town) {
+    let ask = |subject, id: &str| {
+        let answer = explain(&town.world, &town.observed, &town.limits, town.now, (subject, id)).unwrap();
+        assert!(
+            !answer.summary.is_empty() && !answer.state.is_empty(),
+            "{answer:?}"
+        );
+        let is_complete =
+            |wait: &berth_api::explain::Waiting| !wait.what.is_empty() && !wait.helps.is_empty();
+        assert!(answer.waits.iter().all(is_complete), "{answer:?}");
+        answer
+    };
+    for (id, machine) in town.world.machines() {
+        let answer = ask(Subject::Machine, id.as_str());
+        if machine.health == crate::entry::MachineHealthState::Unhealthy {
+            assert!(!answer.waits.is_empty(), "{answer:?}");
+        }
+    }
+    for replica in town.world.replicas().values() {
+        let answer = ask(Subject::Replica, replica.replica_id.as_str());
+        let serves = replica.is_live() && town.observed.readiness(&town.world, replica) == Readiness::Ready;
+        let wanted = town.world.container(&replica.container).unwrap().wanted();
+        assert!(serves || wanted == 0 || !answer.waits.is_empty(), "{answer:?}");
+    }
+    for (name, container) in town.world.containers() {
+        let answer = ask(Subject::Container, name.as_str());
+        let live = town
+            .world
+            .replicas_of(name)
+            .filter(|replica| replica.is_live())
+            .count();
+        if live < container.wanted() as usize {
+            assert!(!answer.waits.is_empty(), "{answer:?}");
+        }
+        for ordinal in 0..if container.spec.stateful {
+            container.wanted()
+        } else {
+            0
+        } {
+            ask(Subject::Replica, &format!("{name}-{ordinal}"));
+        }
+    }
+}
+
+fn heal(town: &mut Town) {
+    town.broken_images.clear();
+    for index in 0..5u8 {
+        let machine_id = MachineId::new(format!("m{index}")).unwrap();
+        town.revive(machine_id.as_str());
+        if town.world.machine(&machine_id).is_some() {
+            let at = town.now.wall;
+            town.act(Entry::MachineDrainCancelled { machine_id, at });
+        }
+    }
+    town.tick(5_000);
+    town.settle();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_history_is_checked_final_explained_and_comes_to_rest(
+        acts in proptest::collection::vec(act(), 1..60)
+    ) {
+        let mut town = Town::new();
+        town.join("m0", "general");
+        for act in &acts {
+            apply(&mut town, act);
+            town.decide();
+            assert_explained(&town);
+        }
+        heal(&mut town);
+        assert_explained(&town);
+        town.assert_replay();
+        for (name, container) in town.world.containers() {
+            let live = town.places(name.as_str()).len();
+            let wanted = container.wanted() as usize;
+            let unplaced = container.unplaced as usize;
+            prop_assert!(live >= wanted.saturating_sub(unplaced), "{} has {} of {}", name, live, wanted);
+            prop_assert_eq!(town.ready(name.as_str()), live);
+            prop_assert!(
+                container.unplaced == 0 || town.report.waits.iter().any(|wait| wait.container == *name)
+            );
+        }
+    }
+}

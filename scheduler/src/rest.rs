@@ -1,0 +1,137 @@
+//! The REST API: the wire API of `api/src/rest.rs`, and Berth's additions for people.
+//!
+//! Input: HTTP requests. Output: requests to the clusters' actors, replies made of what the actors publish. Owner:
+//! whoever runs [`serve`]. No state of its own: a scheduler that starts again serves the same.
+//!
+//! The raw path is split first and each segment decoded afterwards, because a cluster id may contain slashes. Every
+//! answer is JSON and carries `x-request-id`; an input with faults is answered with all of them and changes nothing.
+
+mod auth;
+mod clusters;
+mod containers;
+mod logs;
+mod machines;
+mod nodes;
+mod operator;
+mod request;
+mod view;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{delete, get, patch, post};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::scheduler::Scheduler;
+use crate::tokens::Tokens;
+
+/// What handlers need.
+#[derive(Debug, Clone)]
+pub struct Api {
+    scheduler: Arc<Scheduler>,
+    tokens: Arc<Tokens>,
+    /// Ends the streams of logs.
+    stop: CancellationToken,
+}
+
+impl Api {
+    #[must_use]
+    pub fn new(scheduler: Arc<Scheduler>, tokens: Arc<Tokens>, stop: CancellationToken) -> Self {
+        Self {
+            scheduler,
+            tokens,
+            stop,
+        }
+    }
+
+    /// Every route, with its middleware.
+    pub fn router(self) -> Router {
+        Router::new()
+            .merge(cluster_routes())
+            .merge(container_routes())
+            .merge(event_routes())
+            .route("/register", post(nodes::register))
+            .route("/heartbeat", post(nodes::heartbeat))
+            .route("/batch/heartbeat", post(nodes::batch_heartbeat))
+            .route("/events", post(nodes::create_event))
+            .route("/healthz", get(operator::healthz))
+            .route("/readyz", get(operator::readyz))
+            .fallback(request::no_route)
+            .method_not_allowed_fallback(request::no_method)
+            .layer(axum::middleware::from_fn(request::around))
+            .with_state(self)
+    }
+}
+
+fn cluster_routes() -> Router<Api> {
+    Router::new()
+        .route("/clusters", post(clusters::create).get(operator::list_clusters))
+        .route(
+            "/clusters/{cluster}",
+            get(clusters::get)
+                .patch(clusters::update)
+                .delete(clusters::delete),
+        )
+        .route("/clusters/{cluster}/machines", get(machines::list))
+        .route(
+            "/clusters/{cluster}/machines/{machine}/drain",
+            post(machines::drain),
+        )
+        .route("/clusters/{cluster}/tokens/rotate", post(clusters::rotate_token))
+        .route("/clusters/{cluster}/tokens/revoke", post(clusters::revoke_tokens))
+        .route("/clusters/{cluster}/replicas", get(operator::list_replicas))
+        .route(
+            "/clusters/{cluster}/explain/{subject}/{id}",
+            get(operator::explain),
+        )
+        .route("/clusters/{cluster}/logs/{name}", get(logs::logs))
+}
+
+fn container_routes() -> Router<Api> {
+    let one = "/clusters/{cluster}/containers/{container}";
+    Router::new()
+        .route(
+            "/clusters/{cluster}/containers",
+            post(containers::create).get(containers::list),
+        )
+        .route(one, get(containers::get))
+        .route(one, patch(containers::update))
+        .route(one, delete(containers::delete))
+        .route(&format!("{one}/stop"), post(containers::stop))
+        .route(&format!("{one}/start"), post(containers::start))
+}
+
+fn event_routes() -> Router<Api> {
+    Router::new()
+        .route("/clusters/{cluster}/events", get(machines::events))
+        .route(
+            "/clusters/{cluster}/containers/{container}/events",
+            get(machines::container_events),
+        )
+        .route(
+            "/clusters/{cluster}/replicas/{replica}/events",
+            get(machines::replica_events),
+        )
+        .route(
+            "/clusters/{cluster}/machines/{machine}/events",
+            get(machines::machine_events),
+        )
+        .route(
+            "/clusters/{cluster}/capacity-groups/{group}/events",
+            get(machines::group_events),
+        )
+}
+
+/// Serves until `stop`, then lets the requests in flight end.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(listener: TcpListener, api: Api) -> std::io::Result<()> {
+    let stop = api.stop.clone();
+    let service = api.router().into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
+}

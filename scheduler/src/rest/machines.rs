@@ -1,0 +1,87 @@
+//! Machines, and the events of everything.
+
+use axum::Json;
+use berth_api::rest::node::ListMachinesReply;
+use berth_api::rest::{EventFilter, ListEventsReply, SUCCESS, Success};
+
+use super::auth::Manager;
+use super::request::{Answer, ApiError, Pairs, Segments};
+use super::view;
+use crate::cluster::ClusterHandle;
+
+pub(super) async fn list(Manager(cluster): Manager) -> Json<ListMachinesReply> {
+    Json(ListMachinesReply {
+        machines: view::machines(&cluster.world(), &cluster.observed()),
+    })
+}
+
+pub(super) async fn drain(Manager(cluster): Manager, segments: Segments) -> Answer<Success> {
+    cluster.drain(segments.read("machine")?).await?;
+    Ok(Json(SUCCESS))
+}
+
+pub(super) async fn events(Manager(cluster): Manager, pairs: Pairs) -> Answer<ListEventsReply> {
+    select(&cluster, filter(&pairs)?).await
+}
+
+pub(super) async fn container_events(
+    Manager(cluster): Manager,
+    segments: Segments,
+    pairs: Pairs,
+) -> Answer<ListEventsReply> {
+    events_of(&cluster, ("container", segments.text("container")), &pairs).await
+}
+
+pub(super) async fn replica_events(
+    Manager(cluster): Manager,
+    segments: Segments,
+    pairs: Pairs,
+) -> Answer<ListEventsReply> {
+    events_of(&cluster, ("replica", segments.text("replica")), &pairs).await
+}
+
+pub(super) async fn machine_events(
+    Manager(cluster): Manager,
+    segments: Segments,
+    pairs: Pairs,
+) -> Answer<ListEventsReply> {
+    events_of(&cluster, ("machine", segments.text("machine")), &pairs).await
+}
+
+pub(super) async fn group_events(
+    Manager(cluster): Manager,
+    segments: Segments,
+    pairs: Pairs,
+) -> Answer<ListEventsReply> {
+    events_of(&cluster, ("capacityGroup", segments.text("group")), &pairs).await
+}
+
+fn filter(pairs: &Pairs) -> Result<EventFilter, ApiError> {
+    EventFilter::from_query(pairs.iter()).map_err(|faults| ApiError::invalid("invalid_query", faults))
+}
+
+/// Events outlive what they are about, so an unknown object has none and is no error.
+async fn events_of(
+    cluster: &ClusterHandle,
+    (kind, id): (&str, &str),
+    pairs: &Pairs,
+) -> Answer<ListEventsReply> {
+    let filter = EventFilter {
+        object_kind: Some(kind.to_owned()),
+        object_id: Some(id.to_owned()),
+        ..filter(pairs)?
+    };
+    select(cluster, filter).await
+}
+
+async fn select(cluster: &ClusterHandle, filter: EventFilter) -> Answer<ListEventsReply> {
+    let world = cluster.world();
+    let events = world
+        .events()
+        .newest_first()
+        .filter(|event| filter.matches(event))
+        .take(filter.limit)
+        .cloned()
+        .collect();
+    Ok(Json(ListEventsReply { events }))
+}

@@ -1,0 +1,108 @@
+//! The operations of nodes that speak the plain wire API: register, heartbeat, posted events.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use berth_api::event::EventSource;
+use berth_api::rest::node::{
+    CreateEventRequest, HeartbeatReply, HeartbeatRequest, RegisterReply, RegisterRequest, read_batch,
+};
+use berth_api::rest::{SUCCESS, Success};
+use berth_api::validate::{Fault, Faults};
+
+use super::auth::{NodeToken, Platform};
+use super::request::{Answer, ApiError, Input};
+use super::{Api, view};
+use crate::cluster::{ClusterHandle, Heartbeat};
+use crate::refusal::Refused;
+
+/// Reads a body only for somebody who is known, and tells who that is.
+fn read_for<T>(
+    api: &Api,
+    token: &NodeToken,
+    read: Result<T, Faults>,
+    code: &'static str,
+) -> Result<T, ApiError> {
+    read.or_else(|faults| {
+        token.require_machine(api, None)?;
+        Err(ApiError::invalid(code, faults))
+    })
+}
+
+pub(super) async fn register(
+    State(api): State<Api>,
+    token: NodeToken,
+    Input(value): Input,
+) -> Answer<RegisterReply> {
+    let request = read_for(&api, &token, RegisterRequest::read(&value), "invalid_machine")?;
+    let cluster = token.machine_of(&api, &request.cluster_id)?;
+    let assigned_network = cluster.register_machine(request.machine).await?;
+    Ok(Json(RegisterReply { assigned_network }))
+}
+
+pub(super) async fn heartbeat(
+    State(api): State<Api>,
+    token: NodeToken,
+    Input(value): Input,
+) -> Answer<HeartbeatReply> {
+    let request = read_for(&api, &token, HeartbeatRequest::read(&value), "invalid_heartbeat")?;
+    let cluster = token.machine_of(&api, &request.cluster_id)?;
+    let machine_id = request.machine_id.clone();
+    beat(&cluster, request).await?;
+    view::heartbeat(&cluster.world(), &cluster.observed(), &machine_id)
+        .map(Json)
+        .ok_or_else(|| Refused::machine_not_found(machine_id.as_str()).into())
+}
+
+async fn beat(cluster: &ClusterHandle, request: HeartbeatRequest) -> Result<(), Refused> {
+    cluster
+        .heartbeat(Heartbeat {
+            machine_id: request.machine_id,
+            replicas: request.replicas,
+        })
+        .await
+}
+
+/// Every heartbeat is tried; those that were refused are listed, and repeating the others does no harm.
+pub(super) async fn batch_heartbeat(
+    State(api): State<Api>,
+    _: Platform,
+    Input(value): Input,
+) -> Answer<Success> {
+    let requests = read_batch(&value).map_err(|faults| ApiError::invalid("invalid_heartbeat", faults))?;
+    let mut faults = Vec::new();
+    for (index, request) in requests.into_iter().enumerate() {
+        let outcome = match api.scheduler.cluster(&request.cluster_id) {
+            Ok(cluster) => beat(&cluster, request).await,
+            Err(refused) => Err(refused),
+        };
+        if let Err(refused) = outcome {
+            faults.push(Fault {
+                path: format!("heartbeats[{index}]"),
+                problem: refused.message,
+            });
+        }
+    }
+    Faults::check(faults).map_err(|faults| ApiError::invalid("heartbeats_refused", faults))?;
+    Ok(Json(SUCCESS))
+}
+
+/// A machine speaks for itself only: it cannot post as scheduler or control plane.
+pub(super) async fn create_event(
+    State(api): State<Api>,
+    token: NodeToken,
+    Input(value): Input,
+) -> Result<(StatusCode, Json<Success>), ApiError> {
+    let request = read_for(&api, &token, CreateEventRequest::read(&value), "invalid_event")?;
+    let cluster = token.machine_of(&api, &request.cluster_id)?;
+    match &request.event.source {
+        EventSource::Horizond { .. } => {}
+        EventSource::Scheduler | EventSource::Controlplane => {
+            let problem = "a machine token posts events of nodes only; write horizond and the machine's id";
+            let faults = Faults::one("event.source.component", problem);
+            return Err(ApiError::invalid("invalid_event", faults));
+        }
+    }
+    cluster.record_event(request.event).await?;
+    Ok((StatusCode::CREATED, Json(SUCCESS)))
+}
