@@ -119,6 +119,12 @@ impl RuntimeError {
                     message,
                 }
             }
+            // So does the refusal to delete what runs.
+            Code::Unknown if message.contains("cannot delete a running process") => Self::WrongState {
+                operation,
+                object,
+                message,
+            },
             Code::DeadlineExceeded | Code::Cancelled | Code::Aborted => Self::Unreachable {
                 operation,
                 object,

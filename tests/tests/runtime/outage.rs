@@ -1,0 +1,80 @@
+//! containerd goes, tasks stay.
+
+use berth_node::host::containerd::{RuntimeErrorClass, RuntimeEvent, TaskStatus};
+
+use super::containerd::{Containerd, event, exit_of, is_alive, kill, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_survive_a_killed_containerd_and_are_watched_again() {
+    let Some(mut containerd) = Containerd::start() else {
+        return;
+    };
+    let runtime = containerd.runtime();
+    let image = containerd.busybox(&runtime).await;
+    let mut events = runtime.subscribe();
+    let mut pids = Vec::new();
+    for id in ["dies", "lives"] {
+        runtime
+            .create(&containerd.plan(id, &image, "sleep 1000"))
+            .await
+            .unwrap();
+        pids.push(runtime.start(id).await.unwrap());
+    }
+    containerd.kill();
+    event(&mut events, &RuntimeEvent::Lost).await;
+    until("it is called impaired", || runtime.impaired_since().is_some()).await;
+    let error = runtime.list().await.unwrap_err();
+    assert_eq!(error.class(), RuntimeErrorClass::Retry, "{error}");
+    assert!(pids.iter().all(|pid| is_alive(*pid)), "tasks run on");
+    assert!(runtime.usage("lives").is_some(), "usage needs no containerd");
+    kill(i32::try_from(pids[0]).unwrap());
+
+    containerd.spawn();
+    event(&mut events, &RuntimeEvent::Reconnected).await;
+    assert_eq!(runtime.impaired_since(), None);
+    let listed = runtime.list().await.unwrap();
+    let task = |id: &str| {
+        listed
+            .iter()
+            .find(|container| container.id == id)
+            .unwrap()
+            .task
+            .unwrap()
+    };
+    assert!(
+        matches!(task("dies").status, TaskStatus::Stopped(exit) if exit.code == 137),
+        "{:?}",
+        task("dies")
+    );
+    assert_eq!(
+        (task("lives").status, task("lives").pid),
+        (TaskStatus::Running, pids[1])
+    );
+    // Listing has taken it over: its end is reported.
+    kill(i32::try_from(pids[1]).unwrap());
+    assert_eq!(exit_of(&mut events, "lives").await.code, 137);
+    for id in ["dies", "lives"] {
+        assert_eq!(runtime.delete(id).await.unwrap().unwrap().code, 137);
+    }
+    assert_eq!(containerd.shims(), Vec::<i32>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_shim_ends_its_container() {
+    let Some(containerd) = Containerd::start() else {
+        return;
+    };
+    let runtime = containerd.runtime();
+    let image = containerd.busybox(&runtime).await;
+    runtime
+        .create(&containerd.plan("orphan", &image, "sleep 1000"))
+        .await
+        .unwrap();
+    let pid = runtime.start("orphan").await.unwrap();
+    for shim in containerd.shims() {
+        kill(shim);
+    }
+    runtime.delete("orphan").await.unwrap();
+    assert!(!is_alive(pid));
+    assert_eq!(runtime.list().await.unwrap(), vec![]);
+}
