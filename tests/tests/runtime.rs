@@ -4,6 +4,7 @@
 //! under running containers, that pulls check what they get. Needs root, containerd, runc and the static busybox of
 //! Debian's busybox-static; says what is missing and skips otherwise.
 
+#[cfg(test)]
 mod runtime {
     pub(crate) mod containerd;
     pub(crate) mod images;

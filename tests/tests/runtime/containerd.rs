@@ -222,7 +222,13 @@ impl Drop for Containerd {
                 Command::new("umount").args(["-l", path]).status().ok();
             }
         }
+        // A killed process leaves its cgroup only once it has ended.
+        let end = monotonic() + Duration::from_secs(5);
         parent.remove();
+        while parent.exists() && monotonic() < end {
+            std::thread::sleep(Duration::from_millis(20));
+            parent.remove();
+        }
         Command::new("ip")
             .args(["netns", "del", &self.name])
             .stderr(Stdio::null())

@@ -205,7 +205,7 @@ fn serve(
         Wrong::Silence(after) => {
             client.write_all(&answer[..(body + after).min(answer.len())]).ok();
             client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-            client.read(&mut byte).ok();
+            client.read_exact(&mut byte).ok();
         }
         Wrong::Flip(at) => {
             if let Some(place) = answer.get_mut(body + at) {
