@@ -250,13 +250,13 @@ async fn request(target: &ProbeTarget) -> Result<(), String> {
         .header(hyper::header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .map_err(|error| format!("path {}: {error}", check.path))?;
-    // Cancel-safe: whichever ends first, the other is dropped and the connection with it.
+    let response = sender.send_request(request);
+    tokio::pin!(response);
+    // Cancel-safe: dropped together, and the connection is closed. The connection may end first and leave the answer,
+    // or its own error, behind for the request.
     let response = tokio::select! {
-        response = sender.send_request(request) => response,
-        ended = connection => match ended {
-            Ok(()) => return Err("the connection was closed without an answer".into()),
-            Err(error) => Err(error),
-        },
+        response = &mut response => response,
+        _ = connection => response.await,
     };
     let status = response
         .map_err(|error| format!("speaking HTTP: {error}"))?

@@ -201,6 +201,12 @@ impl Ephemeral {
         &self.config.dir
     }
 
+    /// Where a replica's file system is mounted, whether it exists or not.
+    #[must_use]
+    pub fn mount_path(&self, replica_id: &ReplicaId) -> PathBuf {
+        self.place(replica_id).mount()
+    }
+
     fn place(&self, replica_id: &ReplicaId) -> Place {
         let hash = Sha256::digest(replica_id.as_str());
         let name: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();

@@ -46,6 +46,8 @@ const _: () = assert!(INTERFACE_PREFIX.len() + INTERFACE_HASH_LEN == 15);
 const MTU_DEFAULT: u32 = 1500;
 /// Netlink answers in milliseconds, in a fraction of a second under load; beyond this the kernel hangs.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// A full compare of a /24: 253 replicas at a few milliseconds each, with room for a loaded machine.
+const CHECK_DEADLINE: Duration = Duration::from_secs(30);
 
 /// What the network of a machine is opened with.
 #[derive(Debug, Clone)]
@@ -171,8 +173,16 @@ impl Network {
         }
         let attachment = self.attachment(replica_id, ip);
         self.write_record(&attachment)?;
-        self.ensure(attachment.clone()).await?;
-        Ok(attachment)
+        let (config, mtu) = (self.config.clone(), self.mtu);
+        self.machine
+            .run(
+                DEADLINE,
+                async move |netlink: Netlink| -> Result<Attachment, NetworkError> {
+                    ensure_attachment(&netlink, &config, mtu, &attachment, &mut Vec::new()).await?;
+                    Ok(attachment)
+                },
+            )
+            .await
     }
 
     /// Removes everything of one replica. Idempotent. Takes about 20 ms in the kernel: keep it off the way of a start.
@@ -241,24 +251,23 @@ impl Network {
     /// # Errors
     /// When the kernel refuses a repair.
     pub async fn check(&self) -> Result<Vec<Drift>, NetworkError> {
-        let records = self.list().await?;
-        let mut drift = Vec::new();
-        for record in &records {
-            drift.extend(self.ensure(record.clone()).await?);
-        }
         let (config, mtu) = (self.config.clone(), self.mtu);
         let peers = self
             .peers
             .lock()
             .expect("no holder of the peers' lock panics: it only copies")
             .clone();
-        let mended = self
-            .machine
+        self.machine
             .run(
-                DEADLINE,
+                CHECK_DEADLINE,
                 async move |netlink: Netlink| -> Result<Vec<Drift>, NetworkError> {
                     let mut drift = Vec::new();
+                    // First the gateway: the routes to replicas name its address.
                     ensure_machine(&netlink, &config, mtu, &mut drift).await?;
+                    let records = read_records(&config.netns_dir)?;
+                    for record in &records {
+                        ensure_attachment(&netlink, &config, mtu, record, &mut drift).await?;
+                    }
                     ensure_routes(&netlink, &config, &records, peers, &mut drift).await?;
                     // Read again: an attachment may have been made since.
                     let known: BTreeSet<String> = read_records(&config.netns_dir)?
@@ -269,9 +278,7 @@ impl Network {
                     Ok(drift)
                 },
             )
-            .await?;
-        drift.extend(mended);
-        Ok(drift)
+            .await
     }
 
     /// Removes the gateway interface and all routes of ours. Replicas must be detached before.
@@ -313,17 +320,6 @@ impl Network {
             netns: self.config.netns_dir.join(&interface),
             interface,
         }
-    }
-
-    async fn ensure(&self, attachment: Attachment) -> Result<Vec<Drift>, NetworkError> {
-        let (config, mtu) = (self.config.clone(), self.mtu);
-        self.machine
-            .run(DEADLINE, async move |netlink: Netlink| {
-                let mut drift = Vec::new();
-                ensure_attachment(&netlink, &config, mtu, &attachment, &mut drift).await?;
-                Ok(drift)
-            })
-            .await
     }
 
     fn record_path(&self, interface: &str) -> PathBuf {

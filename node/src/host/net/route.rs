@@ -19,11 +19,14 @@ use super::{Drift, NetworkError, Peer, netlink_error};
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(0xBE);
 
 /// A route of ours.
+///
+/// Invariant: `via` is the first member, so that in a set the routes to what is on a link, which lead to the gateways,
+/// come before the routes over a gateway and are added before them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Route {
+    via: Option<Ipv4Addr>,
     to: Ipv4Net,
     reach: Reach,
-    via: Option<Ipv4Addr>,
     /// `None`: the kernel finds it from `via`.
     interface: Option<u32>,
     source: Option<Ipv4Addr>,
@@ -49,9 +52,9 @@ pub(super) enum Stale {
 impl Route {
     fn unicast(to: Ipv4Net, interface: Option<u32>) -> Self {
         Self {
+            via: None,
             to,
             reach: Reach::Unicast,
-            via: None,
             interface,
             source: None,
         }
