@@ -288,8 +288,7 @@ mod tests {
             entry("sleeper.svc", &[]),
         ];
         assert_eq!(state.apply(&full(7, put)), Applied::Yes);
-        let directory = view.borrow().clone();
-        directory
+        view.borrow().clone()
     }
 
     fn ask(name: &str, kind: RecordType) -> Verdict {

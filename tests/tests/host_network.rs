@@ -1,6 +1,9 @@
 //! The machine's network, firewall and DNS in real network namespaces: what replicas reach, what they do not, what is
 //! mended, and that nothing is left. Needs root.
 
+#![expect(clippy::unwrap_used, reason = "a broken step ends the test with its place")]
+#![expect(clippy::print_stderr, reason = "a skipped test says so")]
+
 mod netns;
 
 use std::collections::BTreeMap;
@@ -416,6 +419,23 @@ fn refuse_names(netns: &Path) {
     bound.recv().expect("a socket");
 }
 
+fn names() -> link::Directory {
+    let entry = |name: &str, hosts: std::ops::Range<u8>| link::DirectoryEntry {
+        name: name.into(),
+        addresses: hosts.map(|host| format!("10.244.1.{host}")).collect(),
+    };
+    link::Directory {
+        generation: 1,
+        base_generation: 0,
+        put: vec![
+            entry("reader.svc", 2..4),
+            entry("many.svc", 2..102),
+            entry("empty.svc", 0..0),
+        ],
+        removed_names: vec![],
+    }
+}
+
 #[test]
 fn replicas_resolve_names_over_udp_and_tcp() {
     if skip_without_root("replicas_resolve_names_over_udp_and_tcp") {
@@ -430,25 +450,7 @@ fn replicas_resolve_names_over_udp_and_tcp() {
     one.apply(one.firewall(&[&a], &[]));
     refuse_names(&switch.path(0));
     let (mut directory, view) = DirectoryState::new();
-    directory.apply(&link::Directory {
-        generation: 1,
-        base_generation: 0,
-        put: vec![
-            link::DirectoryEntry {
-                name: "reader.svc".into(),
-                addresses: (2..4).map(|host| format!("10.244.1.{host}")).collect(),
-            },
-            link::DirectoryEntry {
-                name: "many.svc".into(),
-                addresses: (2..102).map(|host| format!("10.244.1.{host}")).collect(),
-            },
-            link::DirectoryEntry {
-                name: "empty.svc".into(),
-                addresses: vec![],
-            },
-        ],
-        removed_names: vec![],
-    });
+    directory.apply(&names());
     let gateway = one.gateway();
     // The first upstream is dead, the second answers.
     let upstreams = vec![

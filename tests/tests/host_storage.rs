@@ -1,6 +1,9 @@
 //! Ephemeral storage on real loop devices: the limit holds, it survives the daemon, and it goes with its replica. Needs
 //! root.
 
+#![expect(clippy::unwrap_used, reason = "a broken step ends the test with its place")]
+#![expect(clippy::print_stderr, reason = "a skipped test says so")]
+
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
 use std::path::Path;

@@ -11,10 +11,10 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 /// Long enough for a loaded machine, short enough to wait for what never comes.
-pub const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Says on standard error that a test is skipped, and why.
-pub fn skip_without_root(test: &str) -> bool {
+pub(crate) fn skip_without_root(test: &str) -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
         eprintln!("SKIPPED {test}: needs root for network namespaces and mounts");
@@ -22,7 +22,7 @@ pub fn skip_without_root(test: &str) -> bool {
     !is_root
 }
 
-pub fn command(words: &str) -> Output {
+pub(crate) fn command(words: &str) -> Output {
     let mut words = words.split_whitespace();
     let program = words.next().expect("a program");
     Command::new(program)
@@ -31,7 +31,7 @@ pub fn command(words: &str) -> Output {
         .expect("a program that starts")
 }
 
-pub fn must(words: &str) -> String {
+pub(crate) fn must(words: &str) -> String {
     let output = command(words);
     assert!(
         output.status.success(),
@@ -42,7 +42,7 @@ pub fn must(words: &str) -> String {
 }
 
 /// Runs `work` on a thread inside a namespace, with a runtime of its own. Children and threads made by it are inside too.
-pub fn inside<T: Send + 'static>(netns: &Path, work: impl AsyncFnOnce() -> T + Send + 'static) -> T {
+pub(crate) fn inside<T: Send + 'static>(netns: &Path, work: impl AsyncFnOnce() -> T + Send + 'static) -> T {
     let file = std::fs::File::open(netns).expect("a namespace");
     std::thread::spawn(move || {
         nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("entering a namespace");
@@ -57,12 +57,12 @@ pub fn inside<T: Send + 'static>(netns: &Path, work: impl AsyncFnOnce() -> T + S
 }
 
 /// Removes its namespaces when dropped.
-pub struct Switch {
+pub(crate) struct Switch {
     prefix: String,
 }
 
 impl Switch {
-    pub fn new(test: &str) -> Self {
+    pub(crate) fn new(test: &str) -> Self {
         let switch = Self {
             prefix: format!("bt{}{test}", std::process::id()),
         };
@@ -88,11 +88,11 @@ impl Switch {
     }
 
     /// 0 is the outside.
-    pub fn name(&self, machine: u8) -> String {
+    pub(crate) fn name(&self, machine: u8) -> String {
         format!("{}-{machine}", self.prefix)
     }
 
-    pub fn path(&self, machine: u8) -> PathBuf {
+    pub(crate) fn path(&self, machine: u8) -> PathBuf {
         Path::new("/run/netns").join(self.name(machine))
     }
 }
@@ -106,7 +106,7 @@ impl Drop for Switch {
 }
 
 /// Tells each TCP client its own address; runs until the test ends.
-pub fn tell_address(netns: &Path, listen: &str) {
+pub(crate) fn tell_address(netns: &Path, listen: &str) {
     let file = std::fs::File::open(netns).expect("a namespace");
     let listen: SocketAddr = listen.parse().expect("an address");
     let (ready, bound) = std::sync::mpsc::sync_channel(1);
@@ -125,7 +125,7 @@ pub fn tell_address(netns: &Path, listen: &str) {
 }
 
 /// The address that a server of [`tell_address`] at `to` sees when a client in `netns` connects.
-pub fn seen_by(netns: &Path, to: &str, from: Option<Ipv4Addr>) -> io::Result<String> {
+pub(crate) fn seen_by(netns: &Path, to: &str, from: Option<Ipv4Addr>) -> io::Result<String> {
     let to: SocketAddr = to.parse().expect("an address");
     inside(netns, async move || {
         let socket = tokio::net::TcpSocket::new_v4()?;
