@@ -128,6 +128,11 @@ impl Identity {
     /// # Errors
     /// When a file cannot be read or written, or is no key.
     pub fn open(data_dir: &Path) -> Result<Self, IdentityError> {
+        std::fs::create_dir_all(data_dir).map_err(|source| IdentityError::File {
+            operation: "make the data directory",
+            path: data_dir.into(),
+            source,
+        })?;
         let (ca_pem, issuer) = open_ca(data_dir)?;
         let platform_key = open_key(&data_dir.join("platform.key"), &PKCS_ED25519)?;
         let platform_encoding = EncodingKey::from_ed_pem(platform_key.serialize_pem().as_bytes())
@@ -356,14 +361,15 @@ mod tests {
 
     #[test]
     fn keys_are_made_once_and_only_the_ca_certificate_is_public() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = Identity::open(dir.path()).unwrap();
-        let second = Identity::open(dir.path()).unwrap();
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("data");
+        let first = Identity::open(&dir).unwrap();
+        let second = Identity::open(&dir).unwrap();
         assert_eq!(first.ca_pem(), second.ca_pem());
         let token = first.platform_token(Timestamp::now()).unwrap();
         assert_eq!(second.check_platform_token(&token), Ok(()));
         for (file, mode) in [("ca.key", 0o600), ("platform.key", 0o600), ("ca.pem", 0o644)] {
-            let found = dir.path().join(file).metadata().unwrap().permissions().mode();
+            let found = dir.join(file).metadata().unwrap().permissions().mode();
             assert_eq!(found & 0o777, mode, "{file}");
         }
     }

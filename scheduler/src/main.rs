@@ -3,6 +3,7 @@
 //! Exit status: 0 stopped when asked, or nothing wrong with `--check`; 1 anything else.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context as _;
 use berth_api::time::Timestamp;
@@ -42,8 +43,19 @@ enum Token {
     Platform,
 }
 
+#[expect(clippy::print_stderr, reason = "the log may not be set up yet")]
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("berth-scheduler: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 #[expect(clippy::print_stdout, reason = "a command that prints")]
-fn main() -> anyhow::Result<()> {
+fn run() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let path = arguments
         .config
