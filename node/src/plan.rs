@@ -229,7 +229,7 @@ impl NodeCore {
                     Replica::new(id, Goal::Leave, Memory::default(), now)
                 });
             if replica.in_flight.is_none() && replica.touched <= token.0 {
-                believe(replica, &container);
+                believe(replica, &container, now);
             }
         }
         for replica in self.replicas.values_mut() {
@@ -584,7 +584,7 @@ fn retarget(replica: &mut Replica, goal: Goal) {
 }
 
 /// Takes over what the runtime says of a container.
-fn believe(replica: &mut Replica, container: &ObservedContainer) {
+fn believe(replica: &mut Replica, container: &ObservedContainer, now: Now) {
     let known = replica.belief.container.as_ref();
     let ours = known.filter(|known| known.run == container.run && *known.revision == *container.revision);
     let mut task = Task::from(&container.task);
@@ -600,8 +600,10 @@ fn believe(replica: &mut Replica, container: &ObservedContainer) {
         task = Task::Broken;
     }
     replica.memory.run = replica.memory.run.max(container.run);
-    if known.is_none() && matches!(task, Task::Running { .. }) && replica.memory.started_at.is_none() {
-        replica.memory.started_at = container.created_at;
+    if known.is_none() && matches!(task, Task::Running { .. }) {
+        // Adopted without a row: the run is as old as its container for people, and new for patience.
+        replica.memory.started_at = replica.memory.started_at.or(container.created_at);
+        replica.memory.started_boot = replica.memory.started_boot.or(Some(now.boot));
     }
     replica.belief.released = false;
     replica.belief.container = Some(Container {

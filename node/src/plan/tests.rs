@@ -81,6 +81,8 @@ struct Node {
     confirmed: BTreeSet<ReplicaId>,
     cancelled: BTreeSet<ReplicaId>,
     last_run: BTreeMap<ReplicaId, u32>,
+    /// Replicas whose last start seemed to fail: what it left is removed.
+    failed_starts: BTreeSet<ReplicaId>,
 }
 
 impl Node {
@@ -101,6 +103,7 @@ impl Node {
             confirmed: BTreeSet::new(),
             cancelled: BTreeSet::new(),
             last_run: BTreeMap::new(),
+            failed_starts: BTreeSet::new(),
         };
         node.observe();
         node
@@ -183,7 +186,12 @@ impl Node {
             let begun = self.rows.get(id).is_some_and(|memory| memory.stopping.is_some());
             let unhealthy = assigned.is_some_and(|assigned| assigned.health_check.is_some());
             assert!(
-                listed_stop || changed || begun || unhealthy || self.confirmed.contains(id),
+                listed_stop
+                    || changed
+                    || begun
+                    || unhealthy
+                    || self.confirmed.contains(id)
+                    || self.failed_starts.contains(id),
                 "{id}: {step:?} without a reason"
             );
         }
@@ -201,6 +209,12 @@ impl Node {
         } else {
             self.host.perform_now(&id, &step)
         };
+        if matches!(step, Step::Start { .. }) {
+            match &result {
+                Ok(_) => self.failed_starts.remove(&id),
+                Err(_) => self.failed_starts.insert(id.clone()),
+            };
+        }
         let mut news = vec![];
         self.core.step_ended(&id, result, self.now, &mut news);
         self.news.extend(news);
