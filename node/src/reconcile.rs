@@ -279,7 +279,12 @@ impl<H: Host> Reconciler<H> {
             stops = set.stops.len(),
             "accepted an assignment set"
         );
-        self.parts.core.accept(set, position, Now::read());
+        let now = Now::read();
+        if !self.parts.core.has_set() {
+            // Leftovers can be told from now on.
+            self.compare_at = now.boot;
+        }
+        self.parts.core.accept(set, position, now);
         self.answer(position, None);
     }
 
@@ -529,7 +534,8 @@ impl<H: Host> Reconciler<H> {
         let position = core.position();
         let moved = {
             let old = self.parts.snapshots.borrow();
-            (old.epoch, old.generation) != (position.epoch, position.generation)
+            let observed = *core.runtime() != Runtime::Unknown;
+            (old.epoch, old.generation, old.observed) != (position.epoch, position.generation, observed)
         };
         if !moved && self.publish_at.is_none_or(|at| now.boot < at) {
             return;
