@@ -181,10 +181,25 @@ async fn up(args: UpArgs, screen: &Screen) -> Result<(), Failure> {
             Failover::Normal
         },
     };
+    if let Some(warning) = network::forward_warning(&record).await {
+        output::note(format!("berth: {warning}"));
+    }
     let instance = Instance::new(record, layout, binaries, wishes, progress);
     own(instance, notices, ending, screen).await
     // Invariant: the lock is held until nothing of the instance is left.
 }
+
+/// What may lie in a state directory without a record: the rest of a start that ended very early.
+const OWN_FILES: [&str; 8] = [
+    "containerd",
+    "lock",
+    "logs",
+    "machines",
+    "run",
+    "scheduler",
+    "tokens",
+    "volumes",
+];
 
 /// A directory with other things in it is not ours to empty.
 fn refuse_foreign(root: &Path) -> Result<(), Failure> {
@@ -196,7 +211,7 @@ fn refuse_foreign(root: &Path) -> Result<(), Failure> {
         .map(|entry| entry.file_name())
         .collect();
     let ours = names.iter().any(|name| name == "dev.json")
-        || names.iter().all(|name| name == "logs" || name == "lock");
+        || names.iter().all(|name| OWN_FILES.iter().any(|own| name == own));
     if ours {
         return Ok(());
     }
@@ -209,8 +224,10 @@ fn refuse_foreign(root: &Path) -> Result<(), Failure> {
 /// Takes away what a crashed run at this place, or a crashed run whose place is known, has left.
 async fn clear_crashed(layout: &Layout) -> Result<(), Failure> {
     let mut layouts = vec![layout.clone()];
-    for (_, root) in record::registered() {
-        if root != layout.root {
+    for (id, root) in record::registered() {
+        if !root.exists() {
+            record::unregister(&id);
+        } else if root != layout.root {
             layouts.push(Layout::new(root));
         }
     }
@@ -218,7 +235,6 @@ async fn clear_crashed(layout: &Layout) -> Result<(), Failure> {
         // The first one's lock is held by the caller.
         let _lock = match index {
             0 => None,
-            _ if !other.root.exists() => None,
             _ => match take_lock(other)? {
                 Some(lock) => Some(lock),
                 None => continue,
@@ -558,7 +574,14 @@ async fn up_in_background(layout: &Layout, screen: &Screen) -> Result<(), Failur
         .spawn()
         .map_err(failed)?;
     let mut shown = 0;
+    let mut ending = Ending::listen()?;
     loop {
+        // Cancel-safe, as said there.
+        if tokio::time::timeout(Duration::ZERO, ending.wait()).await.is_ok() {
+            ask(layout, &Request::Down).await?;
+            wait_for_owner(layout).await;
+            return Err(Failure::failed("interrupted; nothing is left"));
+        }
         // Cancel-safe: both are asked again.
         let ended = tokio::time::timeout(Duration::from_millis(100), child.wait()).await;
         if let Ok(Ok(status)) = ended {

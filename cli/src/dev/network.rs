@@ -202,6 +202,21 @@ pub(crate) fn set_forwarding(on: bool) -> Result<(), NetworkError> {
     })
 }
 
+/// Docker makes the host drop what it forwards, and no table of ours can overrule that.
+pub(crate) async fn forward_warning(record: &Record) -> Option<String> {
+    let chain = tool::run("nft", &["list", "chain", "ip", "filter", "FORWARD"])
+        .await
+        .ok()?;
+    let bridge = record.bridge();
+    chain.contains("policy drop").then(|| {
+        format!(
+            "this host drops what it forwards (Docker sets that); machines will not reach the internet, and perhaps not \
+             each other, until you allow it: iptables -I DOCKER-USER -i {bridge} -j ACCEPT; \
+             iptables -I DOCKER-USER -o {bridge} -j ACCEPT"
+        )
+    })
+}
+
 /// Name servers that machines can reach: those of the host, without the ones on its loopback.
 pub(crate) fn name_servers() -> Vec<String> {
     ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"]
