@@ -77,8 +77,9 @@ fn cluster_routes() -> Router<Api> {
         .route("/clusters/{cluster}/machines", get(machines::list))
         .route(
             "/clusters/{cluster}/machines/{machine}/drain",
-            post(machines::drain),
+            post(machines::drain).delete(machines::cancel_drain),
         )
+        .route("/clusters/{cluster}/machines/{machine}", delete(machines::remove))
         .route("/clusters/{cluster}/tokens/rotate", post(clusters::rotate_token))
         .route("/clusters/{cluster}/tokens/revoke", post(clusters::revoke_tokens))
         .route("/clusters/{cluster}/replicas", get(operator::list_replicas))

@@ -18,6 +18,9 @@ const POLL: Duration = Duration::from_millis(500);
 pub(crate) struct DrainArgs {
     /// The machine that its replicas must leave
     machine: String,
+    /// Take replicas again
+    #[arg(long)]
+    cancel: bool,
     /// Return at once instead of when the machine is empty
     #[arg(long)]
     no_wait: bool,
@@ -53,6 +56,10 @@ pub(crate) enum Run {
 pub(crate) async fn drain(args: DrainArgs, session: &Session, screen: &Screen) -> Result<(), Failure> {
     let (client, cluster, machine) = (&session.client, session.cluster()?, args.machine.as_str());
     let path = ["clusters", cluster, "machines", machine, "drain"];
+    if args.cancel {
+        client.delete::<Success>(&path).await?;
+        return output::line(format!("{machine} takes replicas again"));
+    }
     client.post::<Success>(&path, None::<&Value>).await?;
     if args.no_wait {
         return output::line(format!(

@@ -3,11 +3,13 @@
 use axum::Json;
 use berth_api::rest::node::ListMachinesReply;
 use berth_api::rest::{EventFilter, ListEventsReply, SUCCESS, Success};
+use berth_api::validate::Faults;
 
 use super::auth::Manager;
 use super::request::{Answer, ApiError, Pairs, Segments};
 use super::view;
 use crate::cluster::ClusterHandle;
+use crate::entry::Removal;
 
 pub(super) async fn list(Manager(cluster): Manager) -> Json<ListMachinesReply> {
     Json(ListMachinesReply {
@@ -17,6 +19,33 @@ pub(super) async fn list(Manager(cluster): Manager) -> Json<ListMachinesReply> {
 
 pub(super) async fn drain(Manager(cluster): Manager, segments: Segments) -> Answer<Success> {
     cluster.drain(segments.read("machine")?).await?;
+    Ok(Json(SUCCESS))
+}
+
+pub(super) async fn cancel_drain(Manager(cluster): Manager, segments: Segments) -> Answer<Success> {
+    cluster.cancel_drain(segments.read("machine")?).await?;
+    Ok(Json(SUCCESS))
+}
+
+/// Removes a machine that is empty, or, with `?poweredOff=true`, one that the caller knows to be off for good: its
+/// stateful replicas may then start elsewhere, because nothing of it still writes.
+pub(super) async fn remove(Manager(cluster): Manager, segments: Segments, pairs: Pairs) -> Answer<Success> {
+    let mut how = Removal::Empty;
+    for (key, value) in pairs.iter() {
+        how = match (key, value) {
+            ("poweredOff", "true") => Removal::PoweredOff,
+            ("poweredOff", "false") => Removal::Empty,
+            ("poweredOff", other) => {
+                let problem = format!("{other:?} is unknown; write true or false");
+                return Err(ApiError::invalid(
+                    "invalid_query",
+                    Faults::one("poweredOff", problem),
+                ));
+            }
+            _ => how,
+        };
+    }
+    cluster.remove_machine(segments.read("machine")?, how).await?;
     Ok(Json(SUCCESS))
 }
 
