@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
-export PATH=$root/target/release:$PATH
+export PATH=${BERTH_PROGRAMS:-$root/target/release}:$PATH
 
 [ "$(id -u)" = 0 ] || { echo "the demo makes namespaces and containers: run it as root" >&2; exit 1; }
 bold() { if [ -t 1 ]; then printf '\033[1m%s\033[0m\n' "$1"; else printf '%s\n' "$1"; fi; }
@@ -37,7 +37,7 @@ trap 'exit 130' INT TERM
 replicas() { berth get replicas -o json; }
 replica() { replicas | jq -er --arg id "$1" "[.[] | select(.replicaId == \$id)][0].$2"; }
 # The ids of a container's ready replicas, in order.
-ready() { replicas | jq -r --arg c "$1" '[.[] | select(.containerName == $c and .ready) | .replicaId] | sort | .[]'; }
+ready() { replicas | jq -r --arg c "$1" '[.[] | select(.container == $c and .ready) | .replicaId] | sort | .[]'; }
 machine_netns() { berth dev machine list --state-dir "$state" -o json | jq -er --arg m "$1" '.[] | select(.name == $m) | .netns'; }
 # Asks a replica over HTTP, from its own machine: ask REPLICA PATH
 ask() {
@@ -120,7 +120,7 @@ echo "$ allocate 400 MiB, with a limit of 256 MiB"
 ask "$reader" "/allocate?mib=400" >/dev/null 2>&1 && fail "the memory limit did not hold"
 until_true 20 "the cause of the restart is known: out of memory" sh -c "berth explain '$reader' | grep -qi 'out of memory'"
 run berth explain "$reader"
-until_true 30 "it runs again" sh -c "[ \$(berth get replicas -o json | jq '[.[] | select(.containerName == \"reader\" and .ready)] | length') = $count ]"
+until_true 30 "it runs again" sh -c "[ \$(berth get replicas -o json | jq '[.[] | select(.container == \"reader\" and .ready)] | length') = $count ]"
 
 if [ -n "$postgres" ]; then
   step "PostgreSQL answers its client by name"
@@ -150,9 +150,9 @@ held "every process has the pid it had"
 lost=$(replica "$reader" machineId)
 step "Power off $lost: its replicas move"
 run berth dev machine kill "$lost" --state-dir "$state"
-moved() { berth get replicas -o json | jq -e --arg m "$lost" --argjson n "$count" '([.[] | select(.machineId == $m)] | length) == 0 and ([.[] | select(.containerName == "reader" and .ready)] | length) == $n'; }
+moved() { berth get replicas -o json | jq -e --arg m "$lost" --argjson n "$count" '([.[] | select(.machineId == $m)] | length) == 0 and ([.[] | select(.container == "reader" and .ready)] | length) == $n'; }
 until_true 60 "all $count readers are ready on the other machines" moved
-[ -z "$postgres" ] || until_true 60 "PostgreSQL is ready" sh -c "berth get replicas -o json | jq -e '[.[] | select(.containerName == \"database\" and .ready)] | length == 1'"
+[ -z "$postgres" ] || until_true 60 "PostgreSQL is ready" sh -c "berth get replicas -o json | jq -e '[.[] | select(.container == \"database\" and .ready)] | length == 1'"
 run berth status
 survivor=$(ready reader | head -n 1)
 names_follow() { [ "$(ask "$survivor" "/resolve?name=reader.svc" | wc -l)" = "$count" ] && ask "$survivor" "/fetch?url=http://reader.svc:8080/health" | grep -q ok; }
