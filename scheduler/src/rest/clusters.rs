@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use berth_api::id::ClusterId;
 use berth_api::rest::cluster::{
     CreateClusterReply, GetClusterReply, RotateTokenReply, TokenRequest, TokenType, read_cluster, read_groups,
@@ -16,7 +15,6 @@ use super::request::{Answer, ApiError, Input, Segments, internal};
 use super::{Api, view};
 use crate::cluster::ClusterHandle;
 use crate::entry::TokenKind;
-use crate::refusal::Refused;
 use crate::scheduler::Creation;
 
 pub(super) async fn create(
@@ -128,10 +126,4 @@ pub(super) async fn revoke_tokens(Manager(cluster): Manager, Input(value): Input
     let (_, kind) = kind_in(&value)?;
     cluster.revoke_tokens(kind).await?;
     Ok(Json(SUCCESS))
-}
-
-/// 404 for what a reply was to be about and is gone meanwhile.
-pub(super) fn gone(refused: Refused) -> ApiError {
-    debug_assert_eq!(refused.class.http_status(), StatusCode::NOT_FOUND.as_u16());
-    refused.into()
 }

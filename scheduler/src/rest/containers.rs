@@ -29,7 +29,7 @@ fn accepted(cluster: &ClusterHandle, name: ContainerName) -> Answer<CreateContai
     let world = cluster.world();
     let container = world
         .container(&name)
-        .ok_or_else(|| super::clusters::gone(Refused::container_not_found(name.as_str())))?;
+        .ok_or_else(|| Refused::container_not_found(name.as_str()))?;
     Ok(Json(CreateContainerReply {
         cluster_id: cluster.id().clone(),
         status: ContainerStatus::Pending,

@@ -50,7 +50,7 @@ pub(super) async fn remove(Manager(cluster): Manager, segments: Segments, pairs:
 }
 
 pub(super) async fn events(Manager(cluster): Manager, pairs: Pairs) -> Answer<ListEventsReply> {
-    select(&cluster, filter(&pairs)?).await
+    Ok(select(&cluster, &filter(&pairs)?))
 }
 
 pub(super) async fn container_events(
@@ -58,7 +58,7 @@ pub(super) async fn container_events(
     segments: Segments,
     pairs: Pairs,
 ) -> Answer<ListEventsReply> {
-    events_of(&cluster, ("container", segments.text("container")), &pairs).await
+    events_of(&cluster, ("container", segments.text("container")), &pairs)
 }
 
 pub(super) async fn replica_events(
@@ -66,7 +66,7 @@ pub(super) async fn replica_events(
     segments: Segments,
     pairs: Pairs,
 ) -> Answer<ListEventsReply> {
-    events_of(&cluster, ("replica", segments.text("replica")), &pairs).await
+    events_of(&cluster, ("replica", segments.text("replica")), &pairs)
 }
 
 pub(super) async fn machine_events(
@@ -74,7 +74,7 @@ pub(super) async fn machine_events(
     segments: Segments,
     pairs: Pairs,
 ) -> Answer<ListEventsReply> {
-    events_of(&cluster, ("machine", segments.text("machine")), &pairs).await
+    events_of(&cluster, ("machine", segments.text("machine")), &pairs)
 }
 
 pub(super) async fn group_events(
@@ -82,7 +82,7 @@ pub(super) async fn group_events(
     segments: Segments,
     pairs: Pairs,
 ) -> Answer<ListEventsReply> {
-    events_of(&cluster, ("capacityGroup", segments.text("group")), &pairs).await
+    events_of(&cluster, ("capacityGroup", segments.text("group")), &pairs)
 }
 
 fn filter(pairs: &Pairs) -> Result<EventFilter, ApiError> {
@@ -90,27 +90,17 @@ fn filter(pairs: &Pairs) -> Result<EventFilter, ApiError> {
 }
 
 /// Events outlive what they are about, so an unknown object has none and is no error.
-async fn events_of(
-    cluster: &ClusterHandle,
-    (kind, id): (&str, &str),
-    pairs: &Pairs,
-) -> Answer<ListEventsReply> {
+fn events_of(cluster: &ClusterHandle, (kind, id): (&str, &str), pairs: &Pairs) -> Answer<ListEventsReply> {
     let filter = EventFilter {
         object_kind: Some(kind.to_owned()),
         object_id: Some(id.to_owned()),
         ..filter(pairs)?
     };
-    select(cluster, filter).await
+    Ok(select(cluster, &filter))
 }
 
-async fn select(cluster: &ClusterHandle, filter: EventFilter) -> Answer<ListEventsReply> {
-    let world = cluster.world();
-    let events = world
-        .events()
-        .newest_first()
-        .filter(|event| filter.matches(event))
-        .take(filter.limit)
-        .cloned()
-        .collect();
-    Ok(Json(ListEventsReply { events }))
+fn select(cluster: &ClusterHandle, filter: &EventFilter) -> Json<ListEventsReply> {
+    Json(ListEventsReply {
+        events: cluster.events(filter),
+    })
 }
