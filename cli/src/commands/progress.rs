@@ -20,8 +20,6 @@ use crate::render::text::{cut, replica_word, trouble};
 const POLL: Duration = Duration::from_millis(400);
 /// A container that fails this long without a break will not mend itself while somebody watches.
 const FAILING_MAX: Duration = Duration::from_secs(15);
-/// So many replicas are explained at the end of a failed wait; the others wait for the same as a rule.
-const EXPLAINED_MAX: usize = 3;
 
 /// What is waited for: container name and the image its replicas must run.
 pub(crate) type Wanted = BTreeMap<String, String>;
@@ -240,15 +238,17 @@ async fn why_not(
 ) -> Result<(), Failure> {
     let now = Timestamp::now();
     for name in undone {
-        let worst = replicas
+        // A container's own explanation covers replicas without a place; one with a place has more to tell.
+        let placed = replicas
             .iter()
             .filter(|replica| replica.container.as_str() == *name && !replica.ready)
-            .take(EXPLAINED_MAX)
-            .map(|replica| (Subject::Replica, replica.replica_id.as_str()));
-        for (subject, id) in std::iter::once((Subject::Container, *name)).chain(worst) {
-            if let Ok(it) = explain::get(session, subject, id).await {
-                output::line(format!("\n{}", explanation(screen, now, &it)))?;
-            }
+            .find(|replica| replica.machine_id.is_some());
+        let (subject, id) = match placed {
+            Some(replica) => (Subject::Replica, replica.replica_id.as_str()),
+            None => (Subject::Container, *name),
+        };
+        if let Ok(it) = explain::get(session, subject, id).await {
+            output::line(format!("\n{}", explanation(screen, now, &it)))?;
         }
     }
     Ok(())
