@@ -59,11 +59,18 @@ impl Context<'_> {
         let Some(report) = self.observed.status(replica) else {
             return (machine.health != MachineHealthState::Unhealthy).then(|| self.first_word(replica));
         };
-        if report.phase == Phase::Healthy {
+        // One that runs in no accepted set has no failing check, and yet nobody finds it by name.
+        if report.phase == Phase::Healthy && report.ready {
             return None;
         }
         let wait = report.wait.as_ref();
-        let reason = wait.map_or_else(|| report.phase.to_string(), |wait| wait.reason.clone());
+        let reason = wait.map_or_else(
+            || match report.phase {
+                Phase::Healthy => format!("machine {} to call it ready", replica.machine_id),
+                phase => phase.to_string(),
+            },
+            |wait| wait.reason.clone(),
+        );
         Some(Waiting {
             what: format!("replica {} waits for {reason}", replica.replica_id),
             since: wait.map_or(replica.placed_at, |wait| wait.since),
@@ -125,7 +132,8 @@ impl Context<'_> {
             Phase::Network => "its network is being made".into(),
             Phase::Created => "its container exists and is about to start".into(),
             Phase::Started => "it runs and has not passed its health check yet".into(),
-            Phase::Healthy => format!("it runs and is ready, run {}", report.run),
+            Phase::Healthy if report.ready => format!("it runs and is ready, run {}", report.run),
+            Phase::Healthy => format!("it runs and is not ready, run {}", report.run),
             Phase::Unhealthy | Phase::Backoff => status::failure_message(replica, report),
             Phase::Stopping => "it is being stopped".into(),
             Phase::Releasing => "its process has ended; network and volumes are being released".into(),
