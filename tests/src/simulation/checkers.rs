@@ -1,0 +1,391 @@
+//! What must hold, checked on raw material: entries as they are appended, sets as they are sent and taken, processes as
+//! they start and end on the model machines. Nothing here asks the code under test for its opinion.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use berth_api::assignment::{Assignment, AssignmentSet, Digest, Position};
+use berth_api::container::ContainerSpec;
+use berth_api::id::{ContainerName, MachineId, ReplicaId};
+use berth_scheduler::entry::{Entry, Placed, Removal};
+
+use super::Rule;
+
+/// CPU in micros, memory, ephemeral storage, GPUs.
+pub(super) type Amounts = [u64; 4];
+
+/// A process of a model machine.
+#[derive(Debug, Clone)]
+pub(super) struct Process {
+    pub(super) machine: usize,
+    pub(super) replica_id: ReplicaId,
+    pub(super) container: ContainerName,
+    pub(super) ordinal: Option<u32>,
+    pub(super) image: String,
+    pub(super) volume: Option<String>,
+    pub(super) held: Amounts,
+    pub(super) revision: String,
+    /// A daemon has been told that it runs.
+    pub(super) is_known: bool,
+    /// It has got a signal that was allowed.
+    pub(super) is_termed: bool,
+    /// Its health check fails.
+    pub(super) is_sick: bool,
+    /// Its health check failed once: a restart for it may be under way.
+    pub(super) was_sick: bool,
+    /// It ignores SIGTERM.
+    pub(super) is_stubborn: bool,
+}
+
+/// The last word of the scheduler to a machine about a replica.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Mandate {
+    Run(String),
+    Stop,
+}
+
+/// What a placed replica holds until it is gone.
+#[derive(Debug, Clone)]
+struct Held {
+    machine_id: MachineId,
+    ip: IpAddr,
+    host_port: Option<u16>,
+    volume: Option<String>,
+    amounts: Amounts,
+    is_stopping: bool,
+}
+
+impl Process {
+    pub(super) fn heal(&mut self) {
+        self.was_sick |= self.is_sick;
+        self.is_sick = false;
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Checkers {
+    /// The first rule that was broken.
+    pub(super) found: Option<(Rule, String)>,
+    pub(super) starts: u64,
+    pub(super) processes: BTreeMap<u32, Process>,
+    last_pid: u32,
+    /// What each machine really has for replicas, and its index.
+    hardware: BTreeMap<MachineId, (usize, Amounts)>,
+    specs: BTreeMap<(ContainerName, u64), ContainerSpec>,
+    placed: BTreeMap<ReplicaId, Held>,
+    sent: BTreeMap<(usize, u64, u64), Digest>,
+    last_sent: BTreeMap<usize, (u64, u64)>,
+    accepted: BTreeMap<usize, (Position, AssignmentSet)>,
+    mandates: BTreeMap<(usize, ReplicaId), Mandate>,
+}
+
+/// What a process of an assignment may use.
+pub(super) fn held_by(assignment: &Assignment) -> Amounts {
+    [
+        assignment.cpu.desired.micros(),
+        assignment.memory.desired.get(),
+        assignment.ephemeral_storage.map_or(0, |bytes| bytes.get()),
+        assignment.gpu.as_ref().map_or(0, |gpu| gpu.count.into()),
+    ]
+}
+
+/// What a replica of a declaration holds.
+pub(super) fn wanted_by(spec: &ContainerSpec) -> Amounts {
+    let resources = &spec.resources;
+    [
+        resources.cpu.desired.micros(),
+        resources.memory.desired.get(),
+        resources.ephemeral_storage.map_or(0, |bytes| bytes.get()),
+        resources.gpu.as_ref().map_or(0, |gpu| gpu.count.into()),
+    ]
+}
+
+fn sum<'a>(amounts: impl Iterator<Item = &'a Amounts>) -> Amounts {
+    amounts.fold([0; 4], |mut total, amounts| {
+        for (total, amount) in total.iter_mut().zip(amounts) {
+            *total += amount;
+        }
+        total
+    })
+}
+
+/// Whether `has` covers `needs` in every dimension.
+fn covers(has: &Amounts, needs: &Amounts) -> bool {
+    has.iter().zip(needs).all(|(has, needs)| has >= needs)
+}
+
+impl Checkers {
+    /// Records a broken rule, unless one was broken before.
+    pub(super) fn broke(&mut self, rule: Rule, text: String) {
+        self.found.get_or_insert((rule, text));
+    }
+
+    pub(super) fn hardware(&mut self, id: MachineId, machine: usize, usable: Amounts) {
+        self.hardware.insert(id, (machine, usable));
+    }
+
+    // Entries.
+
+    pub(super) fn entry(&mut self, entry: &Entry) {
+        match entry {
+            Entry::ContainerPut { spec, revision, .. } => {
+                self.specs
+                    .insert((spec.name.clone(), *revision), (**spec).clone());
+            }
+            Entry::ReplicaPlaced(placed) => self.placed(placed),
+            Entry::ReplicaStopping { replica_id, .. } => match self.placed.get_mut(replica_id) {
+                Some(held) => held.is_stopping = true,
+                None => self.broke(Rule::Gone, format!("{replica_id} stops and is not placed")),
+            },
+            Entry::ReplicaGone { replica_id, .. } => self.gone(replica_id),
+            Entry::MachineRemoved { machine_id, how, .. } => self.removed(machine_id, *how),
+            _ => {}
+        }
+    }
+
+    fn placed(&mut self, placed: &Placed) {
+        let id = &placed.replica_id;
+        let key = (placed.container.clone(), placed.revision);
+        let Some(spec) = self.specs.get(&key) else {
+            return self.broke(
+                Rule::Decision,
+                format!("{id} is of a revision that nobody declared"),
+            );
+        };
+        let volume = placed.ordinal.and_then(|ordinal| {
+            let volume = spec.volumes.iter().find(|volume| volume.ordinal == ordinal)?;
+            Some(volume.volume.identity().to_owned())
+        });
+        let held = Held {
+            machine_id: placed.machine_id.clone(),
+            ip: placed.ip,
+            host_port: placed.host_port,
+            volume,
+            amounts: wanted_by(spec),
+            is_stopping: false,
+        };
+        for (other, there) in &self.placed {
+            let text = if other == id {
+                format!("{id} is placed while it is on {}", there.machine_id)
+            } else if held.volume.is_some() && held.volume == there.volume {
+                format!("{id} and {other} are given one volume")
+            } else if there.ip == held.ip {
+                format!("{id} and {other} are given {}", held.ip)
+            } else if there.machine_id == held.machine_id
+                && held.host_port.is_some()
+                && there.host_port == held.host_port
+            {
+                format!("{id} and {other} are given one host port")
+            } else {
+                continue;
+            };
+            let rule = if other == id || held.volume == there.volume {
+                Rule::SingleWriter
+            } else {
+                Rule::Uniqueness
+            };
+            return self.broke(rule, text);
+        }
+        let machine_id = held.machine_id.clone();
+        self.placed.insert(id.clone(), held);
+        let Some((_, has)) = self.hardware.get(&machine_id) else {
+            return self.broke(
+                Rule::Capacity,
+                format!("{id} is placed on {machine_id}, which nobody has"),
+            );
+        };
+        let there = self.placed.values().filter(|held| held.machine_id == machine_id);
+        let needs = sum(there.map(|held| &held.amounts));
+        if !covers(has, &needs) {
+            let text = format!("{machine_id} has {has:?} and is given {needs:?} with {id}");
+            self.broke(Rule::Capacity, text);
+        }
+    }
+
+    fn gone(&mut self, id: &ReplicaId) {
+        let Some(held) = self.placed.remove(id) else {
+            return self.broke(Rule::Gone, format!("{id} is gone and was not placed"));
+        };
+        if !held.is_stopping {
+            self.broke(Rule::Gone, format!("{id} is gone and was not stopped"));
+        }
+        let machine = self.hardware.get(&held.machine_id).map(|(index, _)| *index);
+        let alive = self
+            .processes
+            .iter()
+            .find(|(_, process)| process.replica_id == *id && Some(process.machine) == machine);
+        if let Some((pid, _)) = alive {
+            let text = format!(
+                "{id} is taken for gone and its process {pid} runs on {}",
+                held.machine_id
+            );
+            self.broke(Rule::Gone, text);
+        }
+    }
+
+    fn removed(&mut self, id: &MachineId, how: Removal) {
+        let before = self.placed.len();
+        self.placed.retain(|_, held| held.machine_id != *id);
+        if how == Removal::Empty && self.placed.len() != before {
+            self.broke(Rule::Gone, format!("{id} is removed as empty and is not"));
+        }
+    }
+
+    // Sets.
+
+    pub(super) fn sent(&mut self, machine: usize, position: &Position) {
+        let place = (position.epoch, position.generation);
+        let last = self.last_sent.get(&machine).copied().unwrap_or_default();
+        if place < last {
+            self.broke(
+                Rule::Order,
+                format!("m{machine} is sent {place:?} after {last:?}"),
+            );
+        }
+        self.last_sent.insert(machine, place);
+        let known = self
+            .sent
+            .insert((machine, place.0, place.1), position.digest)
+            .is_some_and(|known| known != position.digest);
+        if known {
+            self.broke(Rule::Order, format!("m{machine} is sent two sets as {place:?}"));
+        }
+    }
+
+    /// A daemon takes a set, or takes it up again from its ledger.
+    pub(super) fn accepted(&mut self, machine: usize, position: Position, set: &AssignmentSet) {
+        let key = (machine, position.epoch, position.generation);
+        if self.sent.get(&key) != Some(&position.digest) {
+            self.broke(
+                Rule::Order,
+                format!("m{machine} takes {position:?}, which nobody sent to it"),
+            );
+        }
+        if let Some((before, _)) = self.accepted.get(&machine)
+            && (position.epoch, position.generation) < (before.epoch, before.generation)
+        {
+            self.broke(
+                Rule::Order,
+                format!("m{machine} takes {position:?} after {before:?}"),
+            );
+        }
+        for stop in &set.stops {
+            self.mandates
+                .insert((machine, stop.replica_id.clone()), Mandate::Stop);
+        }
+        for assignment in &set.replicas {
+            let mandate = Mandate::Run(assignment.digest().to_string());
+            self.mandates
+                .insert((machine, assignment.replica_id.clone()), mandate);
+        }
+        self.accepted.insert(machine, (position, set.clone()));
+    }
+
+    /// The ledger is lost: the machine has accepted nothing any more. What it was told to stop stays told.
+    pub(super) fn forgot(&mut self, machine: usize) {
+        self.accepted.remove(&machine);
+    }
+
+    pub(super) fn stop_confirmed(&mut self, machine: usize, ids: &[ReplicaId]) {
+        for id in ids {
+            let is_listed = self
+                .accepted
+                .get(&machine)
+                .is_some_and(|(_, set)| set.replicas.iter().any(|assignment| assignment.replica_id == *id));
+            if !is_listed {
+                self.mandates.insert((machine, id.clone()), Mandate::Stop);
+            }
+        }
+    }
+
+    // Processes.
+
+    /// A process starts; gives its pid.
+    pub(super) fn start(&mut self, process: Process) -> u32 {
+        self.starts += 1;
+        self.last_pid += 1;
+        for (pid, other) in &self.processes {
+            let text = if other.replica_id == process.replica_id {
+                format!(
+                    "{} starts on m{} while its process {pid} runs on m{}",
+                    process.replica_id, process.machine, other.machine
+                )
+            } else if process.volume.is_some() && process.volume == other.volume {
+                format!(
+                    "{} and {} write to one volume",
+                    process.replica_id, other.replica_id
+                )
+            } else {
+                continue;
+            };
+            self.found.get_or_insert((Rule::SingleWriter, text));
+        }
+        let machine = process.machine;
+        self.processes.insert(self.last_pid, process);
+        let there = self.processes.values().filter(|other| other.machine == machine);
+        let needs = sum(there.map(|process| &process.held));
+        let has = self.hardware.values().find(|(index, _)| *index == machine);
+        if !has.is_some_and(|(_, has)| covers(has, &needs)) {
+            self.broke(
+                Rule::Capacity,
+                format!("m{machine} runs {needs:?} and has {has:?}"),
+            );
+        }
+        self.last_pid
+    }
+
+    pub(super) fn end(&mut self, pid: u32) -> Option<Process> {
+        self.processes.remove(&pid)
+    }
+
+    /// The daemon has seen that the process of a replica runs.
+    pub(super) fn known(&mut self, pid: u32) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.is_known = true;
+        }
+    }
+
+    pub(super) fn is_stubborn(&self, pid: u32) -> bool {
+        self.processes
+            .get(&pid)
+            .is_some_and(|process| process.is_stubborn)
+    }
+
+    /// A daemon ends a process: it must have been told to, or have a reason of its own.
+    pub(super) fn ended_by_daemon(&mut self, pid: u32, how: &str) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        let mandate = self.mandates.get(&(process.machine, process.replica_id.clone()));
+        let is_told = match mandate {
+            Some(Mandate::Stop) => true,
+            Some(Mandate::Run(revision)) => *revision != process.revision,
+            None => false,
+        };
+        // A start that was never confirmed is undone; a signal that was right once is not taken back.
+        if is_told || process.is_termed || process.is_sick || process.was_sick || !process.is_known {
+            process.is_termed = true;
+            return;
+        }
+        let text = format!(
+            "{} is {how} on m{} and nobody told it to end: {mandate:?}",
+            process.replica_id, process.machine
+        );
+        self.broke(Rule::Silence, text);
+    }
+
+    /// A machine lost power.
+    pub(super) fn power_off(&mut self, machine: usize) {
+        self.processes.retain(|_, process| process.machine != machine);
+    }
+
+    /// Whether a machine has room for this much beside what is placed on it, by our own sums.
+    pub(super) fn has_room(&self, id: &MachineId, needs: &Amounts) -> bool {
+        let Some((_, has)) = self.hardware.get(id) else {
+            return false;
+        };
+        let there = self.placed.values().filter(|held| held.machine_id == *id);
+        let used = sum(there.map(|held| &held.amounts));
+        covers(has, &sum([&used, needs].into_iter()))
+    }
+}

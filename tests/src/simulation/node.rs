@@ -1,0 +1,819 @@
+//! The model of the daemon around the real [`NodeCore`]: its loop, ledger, link and prober, as `reconcile`, `ledger`,
+//! `link` and `health` of the node have them, on the virtual clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_api::assignment::{AssignmentSet, Position};
+use berth_api::id::{ClusterId, ReplicaId};
+use berth_api::machine::MachineSpec;
+use berth_api::time::Timestamp;
+use berth_node::clock::{BootTime, Now};
+use berth_node::health::{ProbeReport, ProbeState};
+use berth_node::host::{Exit, Observed, Signal};
+use berth_node::plan::{Changed, Identity, NodeCore, ObservationToken, Output, Restored, Runtime, Write};
+use berth_node::replica::{Outcome, Step};
+
+use super::host::Host;
+use super::{Commit, Down, Event, Flight, Mutation, Simulation, Up};
+
+/// The first day of the simulated world, in Unix milliseconds.
+const EPOCH_MS: u64 = 1_800_000_000_000;
+const OBSERVE_EVERY_MS: u64 = 30_000;
+const OBSERVE_AGAIN_MS: u64 = 2_000;
+pub(super) const HEARTBEAT_MS: u64 = 2_000;
+pub(super) const SILENCE_MS: u64 = 3 * HEARTBEAT_MS;
+/// A daemon dials without having read its machine after this.
+const HELLO_ANYWAY_MS: u64 = 10_000;
+
+/// A machine with everything on it.
+pub(super) struct Machine {
+    pub(super) spec: MachineSpec,
+    pub(super) host: Host,
+    ledger: Ledger,
+    pub(super) daemon: Option<Daemon>,
+    /// Rises whenever a daemon starts or dies: events of another life are void.
+    pub(super) life: u64,
+    pub(super) is_powered: bool,
+    /// It is off for good, and somebody will say so.
+    pub(super) is_lost: bool,
+    pub(super) boot: u64,
+    booted_at: u64,
+    pub(super) is_cut_up: bool,
+    pub(super) is_cut_down: bool,
+    /// When the last message under way arrives: a stream keeps its order.
+    up_at: u64,
+    down_at: u64,
+}
+
+/// What is on disk. Rows are kept as the text that the real ledger stores.
+#[derive(Debug, Default)]
+struct Ledger {
+    set: Option<(Vec<u8>, Position)>,
+    rows: BTreeMap<ReplicaId, String>,
+    boot: u64,
+}
+
+/// A running daemon.
+pub(super) struct Daemon {
+    pub(super) core: NodeCore,
+    started_at: u64,
+    storing: Position,
+    committed_at: u64,
+    is_observing: bool,
+    observe_wanted: bool,
+    observe_at: u64,
+    turn_at: Option<u64>,
+    pub(super) session: Option<u64>,
+    heard_at: u64,
+    is_status_due: bool,
+    probes: BTreeMap<(ReplicaId, u32), (ProbeState, u32)>,
+    /// Steps given up before they began.
+    cancelled: BTreeSet<ReplicaId>,
+    /// Sets of this life, for late and repeated delivery.
+    pub(super) received: Vec<(Position, Vec<u8>)>,
+}
+
+impl Machine {
+    pub(super) fn new(spec: MachineSpec) -> Self {
+        Self {
+            spec,
+            host: Host::default(),
+            ledger: Ledger::default(),
+            daemon: None,
+            life: 0,
+            is_powered: false,
+            is_lost: false,
+            boot: 0,
+            booted_at: 0,
+            is_cut_up: false,
+            is_cut_down: false,
+            up_at: 0,
+            down_at: 0,
+        }
+    }
+
+    pub(super) fn lose_ledger(&mut self) {
+        self.ledger = Ledger::default();
+    }
+
+    pub(super) fn wipe(&mut self) {
+        self.host = Host::default();
+        self.ledger = Ledger::default();
+    }
+}
+
+pub(super) fn cluster_id() -> ClusterId {
+    ClusterId::new("sim/cluster").expect("a valid id")
+}
+
+impl Simulation {
+    pub(super) fn wall_now(&self) -> Timestamp {
+        Timestamp::from_millis(EPOCH_MS + self.now)
+    }
+
+    /// Machines' wall clocks differ.
+    pub(super) fn wall(&self, machine: usize) -> Timestamp {
+        let skew = u64::try_from(machine).unwrap_or_default() * 700;
+        Timestamp::from_millis(EPOCH_MS + self.now + skew)
+    }
+
+    fn node_now(&self, machine: usize) -> Now {
+        Now {
+            boot: BootTime(self.now - self.machines[machine].booted_at + 1000),
+            wall: self.wall(machine),
+        }
+    }
+
+    fn is_life(&self, machine: usize, life: u64) -> bool {
+        self.machines[machine].life == life && self.machines[machine].daemon.is_some()
+    }
+
+    // Power and daemon.
+
+    pub(super) fn power_on(&mut self, machine: usize) {
+        let booting = &mut self.machines[machine];
+        if booting.is_powered || booting.is_lost {
+            return;
+        }
+        booting.is_powered = true;
+        booting.boot += 1;
+        booting.booted_at = self.now;
+        self.note(|| format!("m{machine} boots"));
+        self.start_daemon_after(machine, 1000);
+    }
+
+    pub(super) fn power_off(&mut self, machine: usize) {
+        self.note(|| format!("m{machine} loses power"));
+        let off = &mut self.machines[machine];
+        off.is_powered = false;
+        off.daemon = None;
+        off.life += 1;
+        off.host.power_off();
+        self.checkers.power_off(machine);
+        self.flights.retain(|_, flight| flight.machine != machine);
+    }
+
+    pub(super) fn kill_daemon(&mut self, machine: usize) {
+        self.note(|| format!("m{machine} kill -9 of the daemon"));
+        self.machines[machine].daemon = None;
+        self.machines[machine].life += 1;
+        // A call that the runtime has taken is done all the same.
+        let under_way: Vec<u64> = self
+            .flights
+            .iter()
+            .filter(|(_, flight)| flight.machine == machine && flight.result.is_none())
+            .map(|(number, _)| *number)
+            .collect();
+        for number in under_way {
+            if self.chance.percent(50) {
+                self.flights.remove(&number);
+            }
+        }
+    }
+
+    pub(super) fn start_daemon_after(&mut self, machine: usize, delay_max_ms: u64) {
+        self.machines[machine].life += 1;
+        let life = self.machines[machine].life;
+        let delay = self.chance.range(1..=delay_max_ms);
+        self.after(delay, Event::DaemonStart { machine, life });
+    }
+
+    pub(super) fn daemon_start(&mut self, machine: usize, life: u64) {
+        let starting = &self.machines[machine];
+        if starting.life != life || !starting.is_powered || starting.daemon.is_some() {
+            return;
+        }
+        let mut restored = Restored {
+            rebooted: starting.ledger.boot != 0 && starting.ledger.boot != starting.boot,
+            ..Restored::default()
+        };
+        if let Some((bytes, position)) = &starting.ledger.set {
+            let set = AssignmentSet::open(bytes, position).expect("a ledger keeps what it was given");
+            self.checkers.accepted(machine, *position, &set);
+            restored.set = Some((set, *position));
+        }
+        for (id, row) in &starting.ledger.rows {
+            let memory = serde_json::from_str(row).expect("a row is read as it was written");
+            restored.replicas.insert(id.clone(), memory);
+        }
+        let identity = Identity {
+            cluster_id: cluster_id(),
+            machine_id: starting.spec.machine_id.clone(),
+        };
+        let core = NodeCore::new(identity, restored, self.node_now(machine));
+        let boot = starting.boot;
+        self.machines[machine].ledger.boot = boot;
+        self.note(|| format!("m{machine} the daemon starts"));
+        self.machines[machine].daemon = Some(Daemon {
+            core,
+            started_at: self.now,
+            storing: Position::default(),
+            committed_at: 0,
+            is_observing: false,
+            observe_wanted: true,
+            observe_at: self.now,
+            turn_at: None,
+            session: None,
+            heard_at: self.now,
+            is_status_due: false,
+            probes: BTreeMap::new(),
+            cancelled: BTreeSet::new(),
+            received: Vec::new(),
+        });
+        let delay = self.chance.range(10..=300);
+        self.after(delay, Event::Dial { machine, life });
+        self.after(HEARTBEAT_MS, Event::Heartbeat { machine, life });
+        self.after(HEARTBEAT_MS, Event::LinkCheck { machine, life });
+        self.turn(machine);
+    }
+
+    // The link.
+
+    pub(super) fn dial(&mut self, machine: usize, life: u64) {
+        if !self.is_life(machine, life) {
+            return;
+        }
+        let dialling = &self.machines[machine];
+        let daemon = dialling.daemon.as_ref().expect("its life goes on");
+        if daemon.session.is_some() {
+            return;
+        }
+        let is_blind = *daemon.core.runtime() == Runtime::Unknown;
+        if is_blind && self.now < daemon.started_at + HELLO_ANYWAY_MS {
+            return self.after(100, Event::Dial { machine, life });
+        }
+        if dialling.is_cut_up || dialling.is_cut_down || !self.scheduler.is_up {
+            let delay = self.chance.range(300..=1500);
+            return self.after(delay, Event::Dial { machine, life });
+        }
+        let position = daemon.core.position();
+        self.scheduler.last_session += 1;
+        let (session, now) = (self.scheduler.last_session, self.now);
+        let daemon = self.machines[machine].daemon.as_mut().expect("as above");
+        daemon.session = Some(session);
+        daemon.heard_at = now;
+        self.machines[machine].up_at = now;
+        self.machines[machine].down_at = now;
+        self.send_up(machine, Up::Hello { position });
+        self.send_status(machine);
+    }
+
+    pub(super) fn link_check(&mut self, machine: usize, life: u64) {
+        if !self.is_life(machine, life) {
+            return;
+        }
+        let now = self.now;
+        let daemon = self.machines[machine].daemon.as_mut().expect("its life goes on");
+        let silent_ms = now - daemon.heard_at;
+        if daemon.session.is_some() && silent_ms > SILENCE_MS {
+            daemon.session = None;
+            self.note(|| format!("m{machine} the scheduler is silent"));
+            self.after(500, Event::Dial { machine, life });
+        }
+        if self.options.mutation == Some(Mutation::StopWhenSilent) && silent_ms > 2 * SILENCE_MS {
+            let running: Vec<ReplicaId> = self.machines[machine].host.containers.keys().cloned().collect();
+            for id in running {
+                self.signal(machine, &id, Signal::Term);
+            }
+        }
+        self.after(HEARTBEAT_MS, Event::LinkCheck { machine, life });
+    }
+
+    pub(super) fn heartbeat(&mut self, machine: usize, life: u64) {
+        if self.is_life(machine, life) {
+            self.send_status(machine);
+            self.after(HEARTBEAT_MS, Event::Heartbeat { machine, life });
+        }
+    }
+
+    pub(super) fn status_due(&mut self, machine: usize, life: u64) {
+        if self.is_life(machine, life) {
+            if let Some(daemon) = &mut self.machines[machine].daemon {
+                daemon.is_status_due = false;
+            }
+            self.send_status(machine);
+        }
+    }
+
+    fn send_status(&mut self, machine: usize) {
+        let Some(daemon) = &self.machines[machine].daemon else {
+            return;
+        };
+        let (replicas, unlisted) = (daemon.core.status().to_vec(), daemon.core.unlisted());
+        self.send_up(machine, Up::Status { replicas, unlisted });
+    }
+
+    fn send_up(&mut self, machine: usize, message: Up) {
+        let Some(session) = self.machines[machine]
+            .daemon
+            .as_ref()
+            .and_then(|daemon| daemon.session)
+        else {
+            return;
+        };
+        let at =
+            (self.now + self.chance.range(1..=self.weather.delay_max_ms())).max(self.machines[machine].up_at);
+        self.machines[machine].up_at = at;
+        self.at(
+            at,
+            Event::ToScheduler {
+                machine,
+                session,
+                message,
+            },
+        );
+    }
+
+    /// Keeps a message of a cut line for later, in its order.
+    pub(super) fn hold_up(&mut self, machine: usize, session: u64, message: Up) {
+        let at = (self.now + 500).max(self.machines[machine].up_at);
+        self.machines[machine].up_at = at;
+        self.at(
+            at,
+            Event::ToScheduler {
+                machine,
+                session,
+                message,
+            },
+        );
+    }
+
+    pub(super) fn send_down(&mut self, machine: usize, session: u64, message: Down) {
+        let delay = self.chance.range(1..=self.weather.delay_max_ms());
+        self.push_down(machine, session, message, delay);
+    }
+
+    fn push_down(&mut self, machine: usize, session: u64, message: Down, delay: u64) {
+        let at = (self.now + delay).max(self.machines[machine].down_at);
+        self.machines[machine].down_at = at;
+        self.at(
+            at,
+            Event::ToNode {
+                machine,
+                session,
+                message,
+            },
+        );
+    }
+
+    pub(super) fn to_node(&mut self, machine: usize, session: u64, message: Down) {
+        let now = self.now;
+        let is_cut = self.machines[machine].is_cut_down;
+        let Some(daemon) = &mut self.machines[machine].daemon else {
+            return;
+        };
+        if daemon.session != Some(session) {
+            return;
+        }
+        if is_cut {
+            return self.push_down(machine, session, message, 500);
+        }
+        daemon.heard_at = now;
+        match message {
+            Down::Ping => {}
+            Down::End => {
+                daemon.session = None;
+                let life = self.machines[machine].life;
+                let delay = self.chance.range(100..=1000);
+                self.after(delay, Event::Dial { machine, life });
+            }
+            Down::StopConfirmed(ids) => {
+                self.note(|| format!("m{machine} is told that stops are confirmed: {ids:?}"));
+                self.checkers.stop_confirmed(machine, &ids);
+                if let Some(daemon) = &mut self.machines[machine].daemon {
+                    daemon.core.confirm_stops(&ids);
+                }
+                self.turn(machine);
+            }
+            Down::Set { position, bytes } => {
+                daemon.received.push((position, bytes.clone()));
+                self.offered(machine, position, bytes);
+            }
+        }
+    }
+
+    /// A set comes: stored first, then accepted, then acknowledged.
+    pub(super) fn offered(&mut self, machine: usize, position: Position, bytes: Vec<u8>) {
+        let is_deaf = self.options.mutation == Some(Mutation::Deaf);
+        let Some(daemon) = &mut self.machines[machine].daemon else {
+            return;
+        };
+        if is_deaf && daemon.core.has_set() {
+            return;
+        }
+        let is_repeated = daemon.core.has_set() && daemon.core.position() == position;
+        match daemon.core.check(&bytes, &position, &daemon.storing) {
+            Ok(_) if is_repeated => self.send_up(
+                machine,
+                Up::Ack {
+                    position,
+                    refused: false,
+                },
+            ),
+            Ok(_) => {
+                daemon.storing = position;
+                let commit = Commit {
+                    writes: vec![],
+                    steps: vec![],
+                    set: Some((bytes, position)),
+                };
+                self.commit(machine, commit);
+            }
+            Err(refusal) => {
+                self.note(|| format!("m{machine} refuses a set: {refusal}"));
+                self.send_up(
+                    machine,
+                    Up::Ack {
+                        position,
+                        refused: true,
+                    },
+                );
+            }
+        }
+    }
+
+    // The ledger.
+
+    fn commit(&mut self, machine: usize, commit: Commit) {
+        let life = self.machines[machine].life;
+        let delay = self.chance.range(0..=8);
+        let Some(daemon) = &mut self.machines[machine].daemon else {
+            return;
+        };
+        daemon.committed_at = (self.now + delay).max(daemon.committed_at);
+        let at = daemon.committed_at;
+        self.at(
+            at,
+            Event::Committed {
+                machine,
+                life,
+                commit,
+            },
+        );
+    }
+
+    pub(super) fn committed(&mut self, machine: usize, life: u64, commit: Commit) {
+        if !self.is_life(machine, life) {
+            return;
+        }
+        let rows = &mut self.machines[machine].ledger.rows;
+        for write in commit.writes {
+            match write {
+                Write::Put(id, memory) => {
+                    let row = serde_json::to_string(&memory).expect("a row has text keys");
+                    rows.insert(id, row);
+                }
+                Write::Remove(id) => {
+                    rows.remove(&id);
+                }
+            }
+        }
+        for (id, step, number) in commit.steps {
+            self.begin(machine, life, id, step, number);
+        }
+        if let Some((bytes, position)) = commit.set {
+            self.stored(machine, bytes, position);
+        }
+    }
+
+    fn stored(&mut self, machine: usize, bytes: Vec<u8>, position: Position) {
+        let now = self.node_now(machine);
+        let set = AssignmentSet::open(&bytes, &position).expect("it was read before it was stored");
+        self.machines[machine].ledger.set = Some((bytes, position));
+        let daemon = self.machines[machine].daemon.as_mut().expect("its life goes on");
+        if daemon.core.position().accept(&position).is_err() {
+            return self.send_up(
+                machine,
+                Up::Ack {
+                    position,
+                    refused: true,
+                },
+            );
+        }
+        // The link may send what it has before the loop has published what follows from the set.
+        let stale = Up::Status {
+            replicas: daemon.core.status().to_vec(),
+            unlisted: daemon.core.unlisted(),
+        };
+        self.checkers.accepted(machine, position, &set);
+        daemon.core.accept(set, position, now);
+        self.note(|| format!("m{machine} accepts {}.{}", position.epoch, position.generation));
+        self.send_up(
+            machine,
+            Up::Ack {
+                position,
+                refused: false,
+            },
+        );
+        if self.chance.percent(30) {
+            self.send_up(machine, stale);
+        }
+        self.turn(machine);
+        self.make_status_due(machine);
+    }
+
+    // Steps.
+
+    fn begin(&mut self, machine: usize, life: u64, id: ReplicaId, step: Step, number: u64) {
+        let daemon = self.machines[machine].daemon.as_mut().expect("its life goes on");
+        let is_cancelled = daemon.cancelled.remove(&id);
+        let result = is_cancelled.then_some(Ok(Outcome::Cancelled));
+        let (until_effect, until_end) = self.weather.durations(&mut self.chance, &step);
+        let flight = Flight {
+            machine,
+            id: id.clone(),
+            fails: self.weather.step_fails(&mut self.chance),
+            step,
+            result,
+        };
+        self.flights.insert(number, flight);
+        let boot = self.machines[machine].boot;
+        self.after(
+            until_effect,
+            Event::Effect {
+                machine,
+                boot,
+                flight: number,
+            },
+        );
+        self.after(
+            until_effect + until_end,
+            Event::StepEnded {
+                machine,
+                life,
+                id,
+                flight: number,
+            },
+        );
+    }
+
+    fn cancel(&mut self, machine: usize, id: &ReplicaId) {
+        let under_way = self
+            .flights
+            .iter_mut()
+            .find(|(_, flight)| flight.machine == machine && flight.id == *id && flight.result.is_none());
+        let Some((number, flight)) = under_way else {
+            if let Some(daemon) = &mut self.machines[machine].daemon {
+                daemon.cancelled.insert(id.clone());
+            }
+            return;
+        };
+        flight.result = Some(Ok(Outcome::Cancelled));
+        let (flight, life, id) = (*number, self.machines[machine].life, id.clone());
+        let delay = self.chance.range(1..=20);
+        self.after(
+            delay,
+            Event::StepEnded {
+                machine,
+                life,
+                id,
+                flight,
+            },
+        );
+    }
+
+    pub(super) fn step_ended(&mut self, machine: usize, life: u64, id: &ReplicaId, number: u64) {
+        let Some(flight) = self.flights.remove(&number) else {
+            return;
+        };
+        if !self.is_life(machine, life) {
+            return;
+        }
+        let result = flight.result.expect("a step takes effect before it ends");
+        let now = self.node_now(machine);
+        let daemon = self.machines[machine].daemon.as_mut().expect("its life goes on");
+        daemon.cancelled.remove(id);
+        daemon.core.step_ended(id, result, now, &mut Vec::new());
+        self.turn(machine);
+    }
+
+    pub(super) fn exit_seen(&mut self, machine: usize, life: u64, id: &ReplicaId, pid: u32, exit: Exit) {
+        if !self.is_life(machine, life) {
+            return;
+        }
+        if let Some(daemon) = &mut self.machines[machine].daemon {
+            daemon.core.exited(id, pid, exit);
+        }
+        self.turn(machine);
+    }
+
+    pub(super) fn observation_ended(
+        &mut self,
+        machine: usize,
+        life: u64,
+        token: ObservationToken,
+        observed: Option<Observed>,
+    ) {
+        if !self.is_life(machine, life) {
+            return;
+        }
+        let now = self.node_now(machine);
+        let observing = &mut self.machines[machine];
+        let daemon = observing.daemon.as_mut().expect("its life goes on");
+        daemon.is_observing = false;
+        match observed {
+            Some(observed) => {
+                daemon.core.observed(token, observed, now);
+                daemon.observe_at = self.now + OBSERVE_EVERY_MS;
+                if daemon.core.has_set() {
+                    observing.host.sweep(&daemon.core.known());
+                }
+            }
+            None => {
+                daemon
+                    .core
+                    .observation_failed("the runtime does not answer".into(), now);
+                daemon.observe_at = self.now + OBSERVE_AGAIN_MS;
+            }
+        }
+        self.turn(machine);
+    }
+
+    // The loop.
+
+    pub(super) fn turn_due(&mut self, machine: usize, life: u64) {
+        if !self.is_life(machine, life) {
+            return;
+        }
+        let now = self.now;
+        let daemon = self.machines[machine].daemon.as_mut().expect("its life goes on");
+        if daemon.turn_at == Some(now) {
+            daemon.turn_at = None;
+            self.turn(machine);
+        }
+    }
+
+    /// Decides and acts.
+    fn turn(&mut self, machine: usize) {
+        let now = self.node_now(machine);
+        let Some(daemon) = &mut self.machines[machine].daemon else {
+            return;
+        };
+        let Output {
+            writes,
+            steps,
+            cancels,
+            wake_at,
+            changed,
+            ..
+        } = daemon.core.advance(now);
+        for id in daemon.core.running() {
+            let pid = daemon.core.replica(&id).and_then(|replica| replica.running_pid());
+            self.checkers.known(pid.expect("what runs has a pid"));
+        }
+        for id in &cancels {
+            self.cancel(machine, id);
+        }
+        if !writes.is_empty() || !steps.is_empty() {
+            let mut numbered = Vec::with_capacity(steps.len());
+            for (id, step) in steps {
+                self.numbered += 1;
+                let number = self.numbered;
+                self.note(|| format!("m{machine} {id} {}", step.name()));
+                numbered.push((id, step, number));
+            }
+            let commit = Commit {
+                writes,
+                steps: numbered,
+                set: None,
+            };
+            self.commit(machine, commit);
+        }
+        if changed == Changed::Phase {
+            self.make_status_due(machine);
+            self.probe_all(machine);
+        }
+        self.observe_when_due(machine);
+        self.wake_later(machine, wake_at);
+    }
+
+    fn make_status_due(&mut self, machine: usize) {
+        let life = self.machines[machine].life;
+        let delay = self.chance.range(0..=50);
+        let Some(daemon) = &mut self.machines[machine].daemon else {
+            return;
+        };
+        if !daemon.is_status_due {
+            daemon.is_status_due = true;
+            self.after(delay, Event::StatusDue { machine, life });
+        }
+    }
+
+    fn observe_when_due(&mut self, machine: usize) {
+        let life = self.machines[machine].life;
+        let delay = self.chance.range(1..=200);
+        let observing = &mut self.machines[machine];
+        let Some(daemon) = &mut observing.daemon else {
+            return;
+        };
+        if daemon.is_observing || !(daemon.observe_wanted || self.now >= daemon.observe_at) {
+            return;
+        }
+        daemon.observe_wanted = false;
+        daemon.is_observing = true;
+        let token = daemon.core.begin_observation();
+        let observed = observing.host.observe();
+        self.after(
+            delay,
+            Event::Observed {
+                machine,
+                life,
+                token,
+                observed,
+            },
+        );
+    }
+
+    fn wake_later(&mut self, machine: usize, wake_at: Option<BootTime>) {
+        let (life, booted_at, now) = (
+            self.machines[machine].life,
+            self.machines[machine].booted_at,
+            self.now,
+        );
+        let Some(daemon) = &mut self.machines[machine].daemon else {
+            return;
+        };
+        let wake = wake_at.map(|at| (at.0 + booted_at).saturating_sub(1000));
+        let observe = (!daemon.is_observing).then_some(daemon.observe_at);
+        let Some(at) = wake.into_iter().chain(observe).min() else {
+            return;
+        };
+        let at = at.max(now + 1);
+        if daemon.turn_at.is_none_or(|due| due <= now || due > at) {
+            daemon.turn_at = Some(at);
+            self.at(at, Event::Turn { machine, life });
+        }
+    }
+
+    // The prober.
+
+    fn probe_all(&mut self, machine: usize) {
+        let life = self.machines[machine].life;
+        let Some(daemon) = &mut self.machines[machine].daemon else {
+            return;
+        };
+        let targets = daemon.core.probes();
+        let wanted: BTreeSet<(ReplicaId, u32)> = targets
+            .iter()
+            .map(|target| (target.replica_id.clone(), target.run))
+            .collect();
+        daemon.probes.retain(|key, _| wanted.contains(key));
+        let mut new = vec![];
+        for target in targets {
+            let key = (target.replica_id, target.run);
+            daemon.probes.entry(key.clone()).or_insert_with(|| {
+                new.push(key);
+                (ProbeState::new(target.check.failure_threshold), 0)
+            });
+        }
+        for (id, run) in new {
+            let delay = self.chance.range(100..=700);
+            self.after(
+                delay,
+                Event::Probe {
+                    machine,
+                    life,
+                    id,
+                    run,
+                },
+            );
+        }
+    }
+
+    pub(super) fn probe(&mut self, machine: usize, life: u64, id: &ReplicaId, run: u32) {
+        if !self.is_life(machine, life) {
+            return;
+        }
+        let pid = self.machines[machine].host.running_pid(id);
+        let serves = pid
+            .and_then(|pid| self.checkers.processes.get(&pid))
+            .is_some_and(|process| !process.is_sick);
+        let daemon = self.machines[machine].daemon.as_mut().expect("its life goes on");
+        let Some((state, failures)) = daemon.probes.get_mut(&(id.clone(), run)) else {
+            return;
+        };
+        let outcome = if serves { Ok(()) } else { Err("refused".to_owned()) };
+        *failures = if serves { 0 } else { *failures + 1 };
+        *state = state.clone().next(outcome);
+        let interval = u64::try_from(state.interval().as_millis()).expect("seconds");
+        let report = ProbeReport {
+            replica_id: id.clone(),
+            run,
+            phase: state.phase(),
+            consecutive_failures: *failures,
+            last_error: (!serves).then(|| "refused".to_owned()),
+        };
+        daemon.core.probed(report);
+        let id = id.clone();
+        self.after(
+            interval,
+            Event::Probe {
+                machine,
+                life,
+                id,
+                run,
+            },
+        );
+        self.turn(machine);
+    }
+}
