@@ -132,6 +132,7 @@ impl Config {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "two lines for each key")]
 fn read(table: Table, faults: &mut Vec<String>) -> Option<Config> {
     let mut keys = Keys {
         prefix: "",

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use berth_api::link as wire;
 use berth_api::machine::AssignedNetwork;
 use berth_api::time::Timestamp;
-use berth_api::{id::MachineId, link as wire};
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -140,11 +140,7 @@ async fn serve(
         },
     };
     tasks.spawn(run_link(link, credentials, cancel.clone()));
-    tasks.spawn(watchdog(
-        snapshots.subscribe(),
-        inbox_sender.downgrade(),
-        cancel.clone(),
-    ));
+    tasks.spawn(watchdog(inbox_sender.downgrade(), cancel.clone()));
     let identity = Identity {
         cluster_id: config.cluster_id.clone(),
         machine_id: config.machine_id.clone(),
@@ -314,11 +310,7 @@ async fn storage_verdict(
 }
 
 /// Tells systemd that the daemon lives, for as long as the loop takes its inputs.
-async fn watchdog(
-    snapshots: watch::Receiver<Arc<Snapshot>>,
-    inbox: mpsc::WeakSender<Input>,
-    cancel: CancellationToken,
-) {
+async fn watchdog(inbox: mpsc::WeakSender<Input>, cancel: CancellationToken) {
     let Some(every) = sd_notify::watchdog_enabled() else {
         return;
     };
@@ -330,7 +322,6 @@ async fn watchdog(
         let Some(inbox) = inbox.upgrade() else { return };
         // A loop that does not take its inputs fills its inbox.
         if inbox.capacity() > 0 {
-            let _: &MachineId = &snapshots.borrow().machine_id;
             notify(&[sd_notify::NotifyState::Watchdog]);
         }
     }

@@ -479,7 +479,8 @@ mod tests {
     /// Every kind of damage of the fault list: the database is moved aside, the node starts, and says so.
     #[test]
     fn a_damaged_database_is_moved_aside_and_rebuilt() {
-        let damages: [(&str, fn(&mut Vec<u8>)); 4] = [
+        type Damage = fn(&mut Vec<u8>);
+        let damages: [(&str, Damage); 4] = [
             ("truncated", |bytes| bytes.truncate(bytes.len() / 2)),
             ("header", |bytes| bytes[3] ^= 0xff),
             ("pages", |bytes| {

@@ -33,8 +33,7 @@ pub use enrol::enrol_until_done;
 /// The client of the service, generated from `api/proto/link.proto`.
 mod proto {
     #![expect(
-        clippy::all,
-        clippy::or_fun_call,
+        clippy::allow_attributes_without_reason,
         unused_qualifications,
         unreachable_pub,
         reason = "generated code"

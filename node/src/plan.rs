@@ -46,6 +46,10 @@ pub struct Restored {
 
 /// A change of the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a handful at a time, taken apart at once"
+)]
 pub enum Write {
     Put(ReplicaId, Memory),
     Remove(ReplicaId),
@@ -323,10 +327,8 @@ impl NodeCore {
                     .checked_mul(1000)
                     .map(|used| used / elapsed_ms)
             });
-            let cpu = cpu.map_or(
-                replica.usage.map_or(Cpu::ZERO, |usage| usage.cpu),
-                Cpu::from_micros,
-            );
+            let present = replica.usage.map_or(Cpu::ZERO, |usage| usage.cpu);
+            let cpu = cpu.map_or(present, Cpu::from_micros);
             replica.usage = Some(Usage {
                 cpu,
                 memory: Bytes::new(sample.memory.get()),
@@ -367,7 +369,7 @@ impl NodeCore {
                 Next::Wait(waiting) => {
                     let until = waits_until(&waiting)
                         .into_iter()
-                        .chain(replica.settles_at())
+                        .chain(replica.settles_at(now.boot))
                         .min();
                     output.wake_at = output.wake_at.into_iter().chain(until).min();
                     replica.waiting = Some(waiting);
@@ -587,10 +589,12 @@ fn retarget(replica: &mut Replica, goal: Goal) {
 fn believe(replica: &mut Replica, container: &ObservedContainer, now: Now) {
     let known = replica.belief.container.as_ref();
     let ours = known.filter(|known| known.run == container.run && *known.revision == *container.revision);
-    let mut task = Task::from(&container.task);
+    let mut task = Task::observed(&container.task, now.boot);
     match (ours.map(|known| &known.task), &task) {
         // Our own task between create and start is no leftover.
         (Some(Task::Created), Task::Broken) => return,
+        // Mute since an earlier observation.
+        (Some(Task::Unknown { .. }), Task::Unknown { .. }) => return,
         // An exit is final for a run, and counted once; the list may have been read before it.
         (Some(Task::Exited(_)), Task::Exited(_) | Task::Running { .. }) => return,
         _ => {}

@@ -13,11 +13,12 @@
 //! Failure: a job that panics is a failed step of its own replica.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use berth_api::assignment::{AssignmentSet, Position, Refusal};
 use berth_api::id::ReplicaId;
+use berth_api::time::monotonic;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -101,12 +102,18 @@ enum Done {
 
 /// What a job was for, should it panic.
 enum Job {
-    Step(ReplicaId, CancellationToken),
+    Step(ReplicaId),
+    Background(Background),
+    Store(Position),
+}
+
+/// Work of which one is under way at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Background {
     Observation,
     Network,
     Usage,
     Sweep,
-    Store(Position),
 }
 
 struct Reconciler<H> {
@@ -114,16 +121,15 @@ struct Reconciler<H> {
     gate: Arc<Gate>,
     jobs: JoinSet<Done>,
     running: HashMap<Id, Job>,
+    background: BTreeSet<Background>,
+    /// Ends the preparation of a replica early.
+    cancels: BTreeMap<ReplicaId, CancellationToken>,
     /// The newest set that is being stored.
     storing: Position,
     observe_wanted: bool,
-    observing: bool,
     observe_at: BootTime,
     network_sent: Option<NetworkWish>,
-    networking: bool,
     compare_at: BootTime,
-    sweeping: bool,
-    sampling: bool,
     usage_at: BootTime,
     wake_at: Option<BootTime>,
     publish_at: Option<BootTime>,
@@ -133,10 +139,19 @@ struct Reconciler<H> {
 struct Report {
     replica_id: ReplicaId,
     inbox: mpsc::Sender<Input>,
+    /// When bytes were last reported: a pull counts them in thousands of pieces.
+    reported: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Progress for Report {
     fn report(&self, part: Part, progress: Option<PullProgress>) {
+        if progress.is_some() {
+            let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+            if reported.is_some_and(|last| last.elapsed() < DETAILS_EVERY) {
+                return;
+            }
+            *reported = Some(monotonic());
+        }
         let replica_id = self.replica_id.clone();
         // Progress is for people: a full inbox drops it.
         drop(self.inbox.try_send(Input::Progress {
@@ -156,15 +171,13 @@ pub async fn run<H: Host>(parts: Parts<H>, cancel: CancellationToken) {
         gate: Arc::new(Gate::default()),
         jobs: JoinSet::new(),
         running: HashMap::new(),
+        background: BTreeSet::new(),
+        cancels: BTreeMap::new(),
         storing: Position::default(),
         observe_wanted: true,
-        observing: false,
         observe_at: now.boot,
         network_sent: None,
-        networking: false,
         compare_at: now.boot.plus(COMPARE_EVERY),
-        sweeping: false,
-        sampling: false,
         usage_at: now.boot.plus(USAGE_EVERY),
         wake_at: None,
         publish_at: None,
@@ -315,8 +328,8 @@ impl<H: Host> Reconciler<H> {
         let job = self.running.remove(&id).expect("every job is on record");
         let now = Now::read();
         match (job, ended) {
-            (Job::Step(id, _), Ok((_, Done::Step(result)))) => self.step_ended(&id, result, now),
-            (Job::Step(id, _), Err(error)) => {
+            (Job::Step(id), Ok((_, Done::Step(result)))) => self.step_ended(&id, result, now),
+            (Job::Step(id), Err(error)) => {
                 let error = HostError::infrastructure(format!("a step panicked: {error}"));
                 self.step_ended(
                     &id,
@@ -332,10 +345,18 @@ impl<H: Host> Reconciler<H> {
                 tracing::error!(error = %error, "a background job panicked");
                 let failed = || HostError::infrastructure("panicked");
                 match job {
-                    Job::Observation => self.observation_ended(None, Err(failed()), now),
-                    Job::Network => self.background_ended(Done::Network(Err(failed())), now),
-                    Job::Usage => self.background_ended(Done::Usage(Err(failed())), now),
-                    Job::Sweep => self.background_ended(Done::Swept(Err(failed())), now),
+                    Job::Background(Background::Observation) => {
+                        self.observation_ended(None, Err(failed()), now)
+                    }
+                    Job::Background(Background::Network) => {
+                        self.background_ended(Done::Network(Err(failed())), now)
+                    }
+                    Job::Background(Background::Usage) => {
+                        self.background_ended(Done::Usage(Err(failed())), now)
+                    }
+                    Job::Background(Background::Sweep) => {
+                        self.background_ended(Done::Swept(Err(failed())), now)
+                    }
                     Job::Store(position) => self.answer(position, Some("it cannot be stored".into())),
                     Job::Step(..) => unreachable!("matched above"),
                 }
@@ -347,6 +368,7 @@ impl<H: Host> Reconciler<H> {
         if let Err(failure) = &result {
             tracing::warn!(replica_id = %id, error = %failure.error, part = ?failure.part, "a step failed");
         }
+        self.cancels.remove(id);
         let mut news = Vec::new();
         self.parts.core.step_ended(id, result, now, &mut news);
         for happening in news {
@@ -359,7 +381,7 @@ impl<H: Host> Reconciler<H> {
             Done::Step(_) => unreachable!("a step has its own arm"),
             Done::Observed(token, result) => self.observation_ended(Some(token), result, now),
             Done::Network(result) => {
-                self.networking = false;
+                self.background.remove(&Background::Network);
                 if result.is_err() {
                     self.compare_at = now.boot.plus(OBSERVE_AGAIN);
                 }
@@ -368,13 +390,13 @@ impl<H: Host> Reconciler<H> {
                     .set(status::Part::Network, result.map_err(|error| error.message));
             }
             Done::Usage(result) => {
-                self.sampling = false;
+                self.background.remove(&Background::Usage);
                 if let Ok(samples) = result {
                     self.parts.core.sampled(&samples, now);
                 }
             }
             Done::Swept(result) => {
-                self.sweeping = false;
+                self.background.remove(&Background::Sweep);
                 self.parts
                     .verdicts
                     .set(status::Part::Keeper, result.map_err(|error| error.message));
@@ -389,7 +411,7 @@ impl<H: Host> Reconciler<H> {
         result: Result<Observed, HostError>,
         now: Now,
     ) {
-        self.observing = false;
+        self.background.remove(&Background::Observation);
         match (token, result) {
             (Some(token), Ok(observed)) => {
                 let first = *self.parts.core.runtime() == Runtime::Unknown;
@@ -432,12 +454,8 @@ impl<H: Host> Reconciler<H> {
         let writes = std::mem::take(&mut output.writes);
         let sequence = (!writes.is_empty()).then(|| self.parts.ledger.write(writes));
         for id in &output.cancels {
-            for job in self.running.values() {
-                if let Job::Step(of, cancel) = job
-                    && of == id
-                {
-                    cancel.cancel();
-                }
+            if let Some(cancel) = self.cancels.get(id) {
+                cancel.cancel();
             }
         }
         for (id, step) in std::mem::take(&mut output.steps) {
@@ -455,6 +473,7 @@ impl<H: Host> Reconciler<H> {
         let progress = Report {
             replica_id: id.clone(),
             inbox: self.parts.inbox_sender.clone(),
+            reported: Arc::default(),
         };
         let (cancel, of) = (CancellationToken::new(), id.clone());
         let cancelled = cancel.clone();
@@ -470,15 +489,17 @@ impl<H: Host> Reconciler<H> {
             };
             Done::Step(result)
         };
-        self.spawn(Job::Step(of, cancel), work);
+        self.cancels.insert(of.clone(), cancel);
+        self.spawn(Job::Step(of), work);
     }
 
     fn start_jobs(&mut self, now: Now) {
-        if (self.observe_wanted || now.boot >= self.observe_at) && !self.observing {
+        if (self.observe_wanted || now.boot >= self.observe_at)
+            && self.background.insert(Background::Observation)
+        {
             self.observe_wanted = false;
-            self.observing = true;
             let (host, token) = (Arc::clone(&self.parts.host), self.parts.core.begin_observation());
-            self.spawn(Job::Observation, async move {
+            self.spawn(Job::Background(Background::Observation), async move {
                 Done::Observed(token, deadline("reading the machine", host.observe()).await)
             });
         }
@@ -487,11 +508,12 @@ impl<H: Host> Reconciler<H> {
             host_ports: self.parts.core.host_ports(),
         };
         let compare = now.boot >= self.compare_at;
-        if (compare || self.network_sent.as_ref() != Some(&wish)) && !self.networking {
-            self.networking = true;
+        if (compare || self.network_sent.as_ref() != Some(&wish))
+            && self.background.insert(Background::Network)
+        {
             self.network_sent = Some(wish.clone());
             let host = Arc::clone(&self.parts.host);
-            self.spawn(Job::Network, async move {
+            self.spawn(Job::Background(Background::Network), async move {
                 Done::Network(deadline("setting the network", host.set_network(&wish)).await)
             });
         }
@@ -499,11 +521,10 @@ impl<H: Host> Reconciler<H> {
             self.compare_at = now.boot.plus(COMPARE_EVERY);
             self.start_sweep();
         }
-        if now.boot >= self.usage_at && !self.sampling {
+        if now.boot >= self.usage_at && self.background.insert(Background::Usage) {
             self.usage_at = now.boot.plus(USAGE_EVERY);
-            self.sampling = true;
             let (host, running) = (Arc::clone(&self.parts.host), self.parts.core.running());
-            self.spawn(Job::Usage, async move {
+            self.spawn(Job::Background(Background::Usage), async move {
                 Done::Usage(deadline("reading usage", host.usage(&running)).await)
             });
         }
@@ -511,13 +532,15 @@ impl<H: Host> Reconciler<H> {
 
     /// Leftovers are only known once both lists are: what runs and what is assigned.
     fn start_sweep(&mut self) {
-        if self.sweeping || *self.parts.core.runtime() != Runtime::Ok || !self.parts.core.has_set() {
+        if *self.parts.core.runtime() != Runtime::Ok || !self.parts.core.has_set() {
             return;
         }
-        self.sweeping = true;
+        if !self.background.insert(Background::Sweep) {
+            return;
+        }
         let keep: BTreeSet<ReplicaId> = self.parts.core.known();
         let host = Arc::clone(&self.parts.host);
-        self.spawn(Job::Sweep, async move {
+        self.spawn(Job::Background(Background::Sweep), async move {
             Done::Swept(deadline("sweeping", host.sweep(&keep)).await)
         });
     }
@@ -557,8 +580,8 @@ impl<H: Host> Reconciler<H> {
 
     fn sleep(&self, now: Now) -> Duration {
         // What is under way is not waited for by time: its end wakes the loop.
-        let observe = (!self.observing).then_some(self.observe_at);
-        let usage = (!self.sampling).then_some(self.usage_at);
+        let observe = (!self.background.contains(&Background::Observation)).then_some(self.observe_at);
+        let usage = (!self.background.contains(&Background::Usage)).then_some(self.usage_at);
         let due = [
             observe,
             usage,

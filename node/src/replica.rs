@@ -47,6 +47,8 @@ pub const KILL_AGAIN: Duration = Duration::from_secs(10);
 pub const HEALTH_RESTART_FACTOR: u32 = 4;
 /// A replica that never passed its check has this long before its failures count: a database may replay its log.
 pub const STARTUP_ALLOWANCE: Duration = Duration::from_secs(300);
+/// A task whose shim stays mute this long is removed, shim and processes with it, and started again.
+pub const UNANSWERED_MAX: Duration = Duration::from_secs(60);
 /// A step that only found the machine busy is repeated after this.
 pub const BUSY_DELAY: Duration = Duration::from_secs(1);
 
@@ -153,6 +155,7 @@ pub enum Task {
     /// The runtime does not answer for it: no step until it does.
     Unknown {
         reason: String,
+        since: BootTime,
     },
 }
 
@@ -445,7 +448,7 @@ impl Replica {
                     assignment: Arc::clone(assignment),
                 }),
             },
-            Task::Unknown { reason } => Next::Wait(Waiting::Runtime {
+            Task::Unknown { reason, .. } => Next::Wait(Waiting::Runtime {
                 reason: reason.clone(),
             }),
         }
@@ -463,7 +466,7 @@ impl Replica {
             (Task::Broken | Task::Created | Task::Exited(_), _) => {
                 return self.unless_held(now, Step::Delete);
             }
-            (Task::Unknown { reason }, _) => {
+            (Task::Unknown { reason, .. }, _) => {
                 return Next::Wait(Waiting::Runtime {
                     reason: reason.clone(),
                 });
@@ -540,8 +543,10 @@ pub fn is_crash_loop(crashes: u32) -> bool {
     crashes >= CRASH_LOOP_MIN
 }
 
-impl From<&ObservedTask> for Task {
-    fn from(task: &ObservedTask) -> Self {
+impl Task {
+    /// What the runtime says of a task that this daemon is not just making.
+    #[must_use]
+    pub fn observed(task: &ObservedTask, now: BootTime) -> Self {
         match task {
             // A task that somebody else made and did not start is undone: its log and network may be half-made.
             ObservedTask::None | ObservedTask::Created => Self::Broken,
@@ -549,6 +554,7 @@ impl From<&ObservedTask> for Task {
             ObservedTask::Exited(exit) => Self::Exited(*exit),
             ObservedTask::Unknown { reason } => Self::Unknown {
                 reason: reason.clone(),
+                since: now,
             },
         }
     }

@@ -89,6 +89,8 @@ struct Machine {
     images: BTreeSet<String>,
     /// Replicas that ignore SIGTERM.
     stubborn: BTreeSet<ReplicaId>,
+    /// Replicas whose shim does not answer.
+    mute: BTreeSet<ReplicaId>,
     failures: BTreeMap<Verb, VecDeque<(When, HostError)>>,
     unreachable: bool,
     changes: VecDeque<Change>,
@@ -144,7 +146,13 @@ impl FakeHost {
                 replica_id: id.clone(),
                 revision: container.revision.clone(),
                 run: container.run,
-                task: container.task.clone(),
+                task: if machine.mute.contains(id) {
+                    ObservedTask::Unknown {
+                        reason: "mute".into(),
+                    }
+                } else {
+                    container.task.clone()
+                },
                 created_at: None,
             });
         Ok(Observed {
@@ -174,6 +182,11 @@ impl FakeHost {
     /// The replica ignores SIGTERM from now on.
     pub fn ignore_term(&self, id: &ReplicaId) {
         self.machine().stubborn.insert(id.clone());
+    }
+
+    /// The shim of the replica answers no more, until the container is deleted.
+    pub fn mute(&self, id: &ReplicaId) {
+        self.machine().mute.insert(id.clone());
     }
 
     /// The process of a replica ends by itself. Says whether one ran.
@@ -452,6 +465,7 @@ impl Host for FakeHost {
     async fn delete(&self, replica_id: &ReplicaId) -> Result<(), HostError> {
         self.act(Verb::Delete, replica_id, |machine| {
             machine.containers.remove(replica_id);
+            machine.mute.remove(replica_id);
             Ok(())
         })
     }

@@ -97,11 +97,9 @@ impl Link {
         let mut snapshots = self.snapshots.clone();
         let first = async { snapshots.wait_for(|snapshot| snapshot.observed).await.is_ok() };
         // However it ends, what is known then is said.
-        drop(
-            cancel
-                .run_until_cancelled(tokio::time::timeout(CALL_TIMEOUT, first))
-                .await,
-        );
+        let _: Option<_> = cancel
+            .run_until_cancelled(tokio::time::timeout(CALL_TIMEOUT, first))
+            .await;
         self.snapshots.borrow().clone()
     }
 

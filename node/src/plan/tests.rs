@@ -83,6 +83,8 @@ struct Node {
     last_run: BTreeMap<ReplicaId, u32>,
     /// Replicas whose last start seemed to fail: what it left is removed.
     failed_starts: BTreeSet<ReplicaId>,
+    /// Running replicas whose shim does not answer.
+    muted: BTreeSet<ReplicaId>,
 }
 
 impl Node {
@@ -104,6 +106,7 @@ impl Node {
             cancelled: BTreeSet::new(),
             last_run: BTreeMap::new(),
             failed_starts: BTreeSet::new(),
+            muted: BTreeSet::new(),
         };
         node.observe();
         node
@@ -166,6 +169,7 @@ impl Node {
             "{id}: two steps at once"
         );
         if let Step::Create { run, .. } = step {
+            self.muted.remove(id);
             let last = self.last_run.insert(id.clone(), *run);
             assert!(
                 last.is_none_or(|last| last < *run),
@@ -191,7 +195,8 @@ impl Node {
                     || begun
                     || unhealthy
                     || self.confirmed.contains(id)
-                    || self.failed_starts.contains(id),
+                    || self.failed_starts.contains(id)
+                    || self.muted.contains(id),
                 "{id}: {step:?} without a reason"
             );
         }
@@ -234,6 +239,13 @@ impl Node {
             }
         }
         self.turn();
+    }
+
+    fn mute(&mut self, n: usize) {
+        if self.pid(n).is_some() {
+            self.host.mute(&id(n));
+            self.muted.insert(id(n));
+        }
     }
 
     fn exit(&mut self, n: usize, status: u32) {
@@ -598,6 +610,25 @@ fn a_process_that_ends_before_its_start_is_reported_is_counted() {
 }
 
 #[test]
+fn a_mute_shim_costs_its_own_replica_after_a_minute() {
+    let mut node = Node::new();
+    node.offer(vec![assignment(0, 1), assignment(1, 1)], vec![]);
+    node.settle();
+    let other = node.pid(1);
+    node.mute(0);
+    node.observe();
+    node.pass(Duration::from_secs(59));
+    node.settle();
+    assert_eq!(node.status(0).run, 1);
+    assert!(node.status(0).wait.unwrap().reason.contains("mute"));
+    node.pass(Duration::from_secs(1));
+    node.settle();
+    assert_eq!((node.status(0).run, node.status(0).recent_crashes), (2, 1));
+    assert!(matches!(node.status(0).cause, Some(Cause::Infrastructure { .. })));
+    assert_eq!(node.pid(1), other);
+}
+
+#[test]
 fn a_check_that_fails_for_long_restarts_the_replica() {
     let check = HealthCheck {
         path: "/".into(),
@@ -706,6 +737,7 @@ enum Act {
     Observe,
     Unreachable(bool),
     Stubborn(usize),
+    Mute(usize),
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -724,6 +756,7 @@ fn act() -> impl Strategy<Value = Act> {
         2 => Just(Act::Observe),
         1 => any::<bool>().prop_map(Act::Unreachable),
         1 => (0..4_usize).prop_map(Act::Stubborn),
+        1 => (0..4_usize).prop_map(Act::Mute),
     ]
 }
 
@@ -773,6 +806,7 @@ fn play(node: &mut Node, act: Act) {
         Act::Observe => node.observe(),
         Act::Unreachable(unreachable) => node.host.set_unreachable(unreachable),
         Act::Stubborn(n) => node.host.ignore_term(&id(n)),
+        Act::Mute(n) => node.mute(n),
     }
     for status in node.core.status() {
         let explained = matches!(status.phase, Phase::Healthy | Phase::Gone) || status.wait.is_some();

@@ -11,7 +11,7 @@ use berth_api::volume::VolumeTarget;
 
 use super::{
     BUSY_DELAY, Container, DRAIN, Failure, GOOD_RUN, Goal, HEALTH_RESTART_FACTOR, Health, Outcome, Part,
-    Replica, STARTUP_ALLOWANCE, Step, StopWhy, Stopping, Task, backoff, is_crash_loop,
+    Replica, STARTUP_ALLOWANCE, Step, StopWhy, Stopping, Task, UNANSWERED_MAX, backoff, is_crash_loop,
 };
 use crate::clock::{BootTime, Now};
 use crate::host::{Exit, Fault, ImagePresence, Signal};
@@ -32,6 +32,7 @@ impl Replica {
     /// Lets time and evidence take effect before the next step is chosen: counts the end of a process, begins stops
     /// that are due, forgets crashes after a good run.
     pub fn settle(&mut self, now: Now, news: &mut Happenings) {
+        self.give_up_on_mute_shim(now, news);
         self.count_end(now, news);
         self.forget_crashes(now, news);
         if self.running_pid().is_none() {
@@ -323,6 +324,27 @@ impl Replica {
         }
     }
 
+    /// A shim that does not answer for long is no shim: deleting kills it and what it holds. Not for a replica in no
+    /// list: nobody said that it may be restarted.
+    fn give_up_on_mute_shim(&mut self, now: Now, news: &mut Happenings) {
+        let listed = !matches!(self.goal, Goal::Leave);
+        let Some(Container { run, task, .. }) = &mut self.belief.container else {
+            return;
+        };
+        let Task::Unknown { reason, since } = task else {
+            return;
+        };
+        if !listed || now.boot.since(*since) < UNANSWERED_MAX {
+            return;
+        }
+        let (run, error) = (*run, std::mem::take(reason));
+        *task = Task::Broken;
+        if self.memory.ended_run < run {
+            self.memory.ended_run = run;
+            self.crashed(Cause::Infrastructure { error }, now, news);
+        }
+    }
+
     /// Counts the end of the present run, once.
     fn count_end(&mut self, now: Now, news: &mut Happenings) {
         let Some(Container {
@@ -462,20 +484,30 @@ impl Replica {
 
     /// When [`Replica::settle`] has something to do by the time alone.
     #[must_use]
-    pub fn settles_at(&self) -> Option<BootTime> {
-        self.running_pid()?;
-        let started = self.memory.started_boot?;
-        let forget = (self.memory.crashes > 0).then(|| started.plus(GOOD_RUN));
-        let allowance = (self.health.consecutive_failures > 0 && !self.memory.passed)
-            .then(|| started.plus(STARTUP_ALLOWANCE));
-        forget.into_iter().chain(allowance).min()
+    pub fn settles_at(&self, now: BootTime) -> Option<BootTime> {
+        let container = self.belief.container.as_ref()?;
+        let started = self.memory.started_boot;
+        let due = match &container.task {
+            Task::Unknown { since, .. } => [Some(since.plus(UNANSWERED_MAX)), None],
+            Task::Running { .. } => {
+                let impatient = self.health.consecutive_failures > 0 && !self.memory.passed;
+                [
+                    started
+                        .filter(|_| self.memory.crashes > 0)
+                        .map(|at| at.plus(GOOD_RUN)),
+                    started.filter(|_| impatient).map(|at| at.plus(STARTUP_ALLOWANCE)),
+                ]
+            }
+            Task::Broken | Task::Created | Task::Exited(_) => [None, None],
+        };
+        due.into_iter().flatten().filter(|at| *at > now).min()
     }
 
     fn stop_grace(&self) -> Duration {
         let grace_ms = self
             .memory
             .stop_grace_ms
-            .or(self.assignment().map(|a| a.stop_grace_ms));
+            .or_else(|| self.assignment().map(|a| a.stop_grace_ms));
         grace_ms.map_or(STOP_GRACE, Duration::from_millis)
     }
 

@@ -204,9 +204,8 @@ impl Storage {
         }
         let (records, keep, volumes) = (self.records.clone(), keep.clone(), self.volumes.clone());
         blocking(move || {
-            let entries = match std::fs::read_dir(&records) {
-                Ok(entries) => entries,
-                Err(_) => return Ok(()),
+            let Ok(entries) = std::fs::read_dir(&records) else {
+                return Ok(());
             };
             for entry in entries.flatten() {
                 let path = entry.path();
