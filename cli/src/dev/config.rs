@@ -30,8 +30,13 @@ pub(crate) enum Failover {
 
 /// The containerd namespace of a machine. runc's state lies in a directory of the host under this name, so it must
 /// differ between instances.
+/// A machine made anew has a new one: nothing of the lost machine is on its disk.
 pub(crate) fn containerd_namespace(record: &Record, machine: &str) -> String {
-    format!("berth-dev-{}-{machine}", record.id)
+    let remade = record.machine(machine).map_or(0, |machine| machine.remade);
+    match remade {
+        0 => format!("berth-dev-{}-{machine}", record.id),
+        _ => format!("berth-dev-{}-{machine}-{remade}", record.id),
+    }
 }
 
 /// containerd without what an instance does not use: no CRI, and nothing that writes outside its own directories.

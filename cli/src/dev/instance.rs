@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::config::{self, Wishes};
 use super::control::{Reply, Request};
 use super::layout::Layout;
-use super::network::{self, Cable, NetworkError};
+use super::network::{self, NetworkError};
 use super::preflight::Binaries;
 use super::record::{Record, write_private};
 use super::supervisor::{Program, Supervisor, tail};
@@ -66,6 +66,8 @@ pub(crate) struct Instance {
     /// Once the cluster exists: asks the scheduler in its name.
     client: Option<Client>,
     orphans: BTreeSet<u32>,
+    /// Machines that the scheduler was told are off for good.
+    lost: BTreeSet<String>,
 }
 
 /// One machine, as `berth dev machine list` shows it.
@@ -127,6 +129,7 @@ impl Instance {
             ready: false,
             client: None,
             orphans: BTreeSet::new(),
+            lost: BTreeSet::new(),
         }
     }
 
@@ -255,9 +258,8 @@ impl Instance {
         Ok(management)
     }
 
-    fn start_machine(&mut self, index: usize) -> Result<(), StartError> {
-        let machine = self.record.machines[index].clone();
-        let name = machine.name.as_str();
+    /// Directories and configuration of a machine.
+    fn lay_out(&self, name: &str) -> Result<PathBuf, StartError> {
         let directory = self.layout.machine(name);
         for path in [
             directory.join("state"),
@@ -267,10 +269,18 @@ impl Instance {
             std::fs::create_dir_all(&path).map_err(|source| StartError::Write { path, source })?;
         }
         let file = directory.join("berthd.toml");
-        self.write(
-            &file,
-            &config::berthd(&self.record, &machine, &self.layout, &self.wishes),
-        )?;
+        if let Some(machine) = self.record.machine(name) {
+            let text = config::berthd(&self.record, machine, &self.layout, &self.wishes);
+            self.write(&file, &text)?;
+        }
+        Ok(file)
+    }
+
+    fn start_machine(&mut self, index: usize) -> Result<(), StartError> {
+        let machine = self.record.machines[index].clone();
+        let name = machine.name.as_str();
+        let directory = self.layout.machine(name);
+        let file = self.lay_out(name)?;
         let keeper = self.binaries.keeper.clone();
         let (socket, store) = (self.layout.keeper_socket(name), directory.join("logs"));
         let arguments = [
@@ -449,42 +459,77 @@ impl Instance {
 
     /// As if the power failed: the cable first, so that nothing can be said any more.
     async fn power_off(&self, name: &str) -> Vec<String> {
-        let mut left = self.plug(name, Cable::Out).await;
+        let mut left = Vec::new();
+        if let Some(machine) = self.record.machine(name)
+            && let Err(error) = network::cut_cable(&machine.veth).await
+        {
+            left.push(error.to_string());
+        }
         self.supervisor.power_off(&berthd_name(name)).await;
         self.supervisor.power_off(&keeper_name(name)).await;
         left.extend(teardown::kill_machine(&self.record, name).await);
+        left.extend(teardown::forget_machine(&self.layout, name).await);
         left
     }
 
     /// What a cloud would know: this machine is powered off for good, so nothing of it still writes. A scheduler that
     /// cannot be told finds out by silence.
-    async fn tell_lost(&self, name: &str) {
+    async fn tell_lost(&mut self, name: &str) {
         let Some(client) = &self.client else { return };
         let path = ["clusters", self.record.cluster_id.as_str(), "machines", name];
         let query = [("poweredOff", "true".to_owned())];
-        if let Err(error) = client.delete_with::<Value>(&path, &query).await {
-            self.say(format!(
-                "{name}: the scheduler could not be told that it is off: {error}"
-            ))
-            .await;
+        match client.delete_with::<Value>(&path, &query).await {
+            Ok(_) => {
+                self.lost.insert(name.to_owned());
+            }
+            Err(error) => {
+                self.say(format!(
+                    "{name}: the scheduler could not be told that it is off: {error}"
+                ))
+                .await;
+            }
         }
     }
 
-    async fn power_on(&self, name: &str) -> Vec<String> {
-        let left = self.plug(name, Cable::In).await;
+    async fn power_on(&mut self, name: &str) -> Vec<String> {
+        if self.supervisor.state(&berthd_name(name)).pid.is_some() {
+            return vec![format!("{name} runs already")];
+        }
+        if let Err(error) = self.bring_back(name).await {
+            return vec![crate::exit::chain(&error)];
+        }
         self.supervisor.start(&keeper_name(name)).await;
         self.supervisor.start(&berthd_name(name)).await;
-        left
+        Vec::new()
     }
 
-    async fn plug(&self, name: &str, cable: Cable) -> Vec<String> {
-        let Some(machine) = self.record.machine(name) else {
-            return Vec::new();
-        };
-        match network::set_cable(&machine.veth, cable).await {
-            Ok(()) => Vec::new(),
-            Err(error) => vec![error.to_string()],
+    /// A machine that was only silent comes back with its disk. One that was declared off for good is another machine of
+    /// the same name: its old replicas run elsewhere by now, and a disk that still knows them would start them twice.
+    async fn bring_back(&mut self, name: &str) -> Result<(), StartError> {
+        if self.lost.remove(name) {
+            for path in [self.layout.machine(name), self.layout.run_dir(name)] {
+                std::fs::remove_dir_all(&path).map_err(|source| StartError::Write { path, source })?;
+            }
+            if let Some(machine) = self
+                .record
+                .machines
+                .iter_mut()
+                .find(|machine| machine.name == name)
+            {
+                machine.remade += 1;
+            }
+            self.record
+                .save(&self.layout)
+                .map_err(|source| StartError::Write {
+                    path: self.layout.record(),
+                    source,
+                })?;
         }
+        self.lay_out(name)?;
+        if let Some(machine) = self.record.machine(name) {
+            network::create_again(&self.record, machine, &self.layout).await?;
+        }
+        Ok(())
     }
 
     pub(crate) fn view(&self) -> InstanceView {

@@ -324,6 +324,7 @@ fn machines(args: &UpArgs, id: &str, subnet: ipnet::Ipv4Net) -> Vec<MachineRecor
             zone: args.zones[index as usize % args.zones.len()].clone(),
             address: network::machine_address(subnet, index),
             veth: format!("bdev{id}-{}", index + 1),
+            remade: 0,
         })
         .collect()
 }

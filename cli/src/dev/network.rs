@@ -128,6 +128,16 @@ pub(crate) async fn create(record: &Record, layout: &Layout) -> Result<(), Netwo
     Ok(())
 }
 
+/// Makes one machine's namespace again, after its power was cut.
+pub(crate) async fn create_again(
+    record: &Record,
+    machine: &MachineRecord,
+    layout: &Layout,
+) -> Result<(), NetworkError> {
+    let mtu = uplink_mtu().await;
+    create_machine(record, machine, &layout.netns(&machine.name), mtu).await
+}
+
 /// The instance's own table. Only what leaves the underlay is rewritten: between machines addresses stay as they are.
 fn masquerade(record: &Record) -> String {
     let (table, subnet) = (record.nft_table(), record.subnet);
@@ -168,20 +178,13 @@ async fn create_machine(
     Ok(())
 }
 
-/// Plugs a machine's cable in or out.
-pub(crate) async fn set_cable(veth: &str, plugged: Cable) -> Result<(), ToolError> {
-    let state = match plugged {
-        Cable::In => "up",
-        Cable::Out => "down",
-    };
-    tool::run("ip", &["link", "set", veth, state]).await.map(drop)
-}
-
-/// State of a machine's cable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Cable {
-    In,
-    Out,
+/// Takes a machine's cable away; one that is not there is no fault.
+pub(crate) async fn cut_cable(veth: &str) -> Result<(), ToolError> {
+    let path = Path::new("/sys/class/net").join(veth);
+    match tool::run("ip", &["link", "del", veth]).await {
+        Err(error) if path.exists() => Err(error),
+        _ => Ok(()),
+    }
 }
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";

@@ -46,6 +46,9 @@ pub(crate) struct MachineRecord {
     pub(crate) address: Ipv4Addr,
     /// The root end of its cable.
     pub(crate) veth: String,
+    /// How often it was made anew under its name, after it was lost for good.
+    #[serde(default)]
+    pub(crate) remade: u32,
 }
 
 /// The schema this program writes and reads.
@@ -175,6 +178,7 @@ pub(crate) mod tests {
                 zone: "a".into(),
                 address: "100.80.7.11".parse().unwrap(),
                 veth: "bdev3f9a-1".into(),
+                remade: 0,
             }],
             forwarded_before: false,
             run_containerd_before: true,

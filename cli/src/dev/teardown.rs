@@ -85,6 +85,24 @@ pub(crate) async fn kill_machine(record: &Record, machine: &str) -> Vec<String> 
         .collect()
 }
 
+/// What the kernel holds for one machine and loses with its power: mounts, loop devices, network namespaces.
+pub(crate) async fn forget_machine(layout: &Layout, machine: &str) -> Vec<String> {
+    let mut left = Vec::new();
+    for place in [
+        layout.netns(machine),
+        layout.run_dir(machine),
+        layout.machine(machine),
+    ] {
+        for mount in mounts::unmount_all(&place).await {
+            left.push(format!("{} is still mounted", mount.display()));
+        }
+        for device in mounts::detach_loops(&place).await {
+            left.push(format!("{device} still holds a file of {machine}"));
+        }
+    }
+    left
+}
+
 /// A killed shim leaves its socket and runc's state in the host's own directories. The bundle says which socket.
 fn remove_shim_files(record: &Record, layout: &Layout) {
     let tasks = layout.containerd_state().join("io.containerd.runtime.v2.task");
@@ -98,11 +116,12 @@ fn remove_shim_files(record: &Record, layout: &Layout) {
             }
         }
     }
-    for machine in &record.machines {
-        let state = Path::new(RUN_CONTAINERD)
-            .join("runc")
-            .join(super::config::containerd_namespace(record, &machine.name));
-        drop(std::fs::remove_dir_all(state));
+    let prefix = format!("berth-dev-{}-", record.id);
+    for state in subdirectories(&Path::new(RUN_CONTAINERD).join("runc")) {
+        let name = state.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(&prefix) {
+            drop(std::fs::remove_dir_all(&state));
+        }
     }
     // Only where nothing else of containerd was on this host; a directory in use is not empty and stays.
     if !record.run_containerd_before {
