@@ -5,7 +5,7 @@
 //! Debian's busybox-static; says what is missing and skips otherwise.
 
 #[cfg(test)]
-mod runtime {
+mod host_runtime {
     pub(crate) mod containerd;
     pub(crate) mod images;
     pub(crate) mod lifecycle;
