@@ -89,6 +89,9 @@ pub struct Stopping {
     /// When SIGKILL is due; set with SIGTERM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<BootTime>,
+    /// SIGTERM reached the process; until then it is sent again, and the deadline stays.
+    #[serde(default)]
+    pub term_sent: bool,
     /// When SIGKILL was last sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub killed_at: Option<BootTime>,
@@ -489,6 +492,7 @@ impl Replica {
                 until: stopping.drained_at,
             }),
             (None, _) => signal(Signal::Term),
+            (Some(until), _) if now.boot < until && !stopping.term_sent => signal(Signal::Term),
             (Some(until), _) if now.boot < until => Next::Wait(Waiting::Grace { until }),
             (Some(_), None) => signal(Signal::Kill),
             (Some(_), Some(killed)) => {

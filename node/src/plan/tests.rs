@@ -852,6 +852,35 @@ proptest! {
 }
 
 #[test]
+fn a_sigterm_that_failed_is_sent_again_within_the_grace() {
+    let mut node = Node::new();
+    node.offer(vec![assignment(0, 1)], vec![]);
+    node.settle();
+    let error = HostError::infrastructure("no answer");
+    node.host.fail_next(Verb::Signal, When::Before, error);
+    node.offer(vec![], vec![stop(0)]);
+    node.pass(Duration::from_millis(300));
+    node.settle();
+    assert!(node.pid(0).is_some(), "the signal did not go out");
+    node.pass(Duration::from_secs(2));
+    node.settle();
+    assert_eq!(node.status(0).phase, Phase::Gone);
+}
+
+#[test]
+fn a_sigterm_lost_in_a_kill_9_is_sent_by_the_next_daemon() {
+    let mut node = Node::new();
+    node.offer(vec![assignment(0, 1)], vec![]);
+    node.settle();
+    node.offer(vec![], vec![stop(0)]);
+    node.pass(Duration::from_millis(300));
+    assert!(matches!(node.queue.front(), Some((_, Step::Signal { .. }))));
+    node.restart(false);
+    node.settle();
+    assert_eq!(node.status(0).phase, Phase::Gone, "without waiting for SIGKILL");
+}
+
+#[test]
 fn signals_are_in_order() {
     let mut node = Node::new();
     node.offer(vec![assignment(0, 1)], vec![]);

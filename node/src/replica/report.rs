@@ -26,6 +26,7 @@ impl Replica {
                 Some(Waiting::Running | Waiting::Runtime { .. } | Waiting::Unlisted) => self.running_phase(),
                 Some(Waiting::Backoff { .. }) if self.running_pid().is_some() => self.running_phase(),
                 Some(Waiting::Backoff { .. }) => Phase::Backoff,
+                Some(Waiting::Held { .. }) if self.running_pid().is_some() => Phase::Stopping,
                 Some(Waiting::Held { .. }) if stopping => Phase::Releasing,
                 Some(Waiting::Held { .. }) => Phase::Backoff,
                 Some(Waiting::Drain { .. } | Waiting::Grace { .. } | Waiting::Unkillable { .. }) => {

@@ -71,6 +71,7 @@ impl Replica {
                     since: now.wall,
                     drained_at,
                     deadline: None,
+                    term_sent: false,
                     killed_at: None,
                 });
             }
@@ -120,7 +121,7 @@ impl Replica {
             } => {
                 let grace = self.stop_grace();
                 if let Some(stopping) = &mut self.memory.stopping {
-                    stopping.deadline = Some(now.boot.plus(grace));
+                    stopping.deadline.get_or_insert_with(|| now.boot.plus(grace));
                 }
             }
             Step::Signal {
@@ -182,7 +183,11 @@ impl Replica {
                 });
             }
             Step::Start { run } => self.started(*run, outcome, now, news),
-            Step::Signal { .. } => {}
+            Step::Signal { signal, .. } => {
+                if let Some(stopping) = &mut self.memory.stopping {
+                    stopping.term_sent |= *signal == Signal::Term;
+                }
+            }
             Step::Delete => {
                 self.memory.ended_run = self.memory.run;
                 self.memory.stopping = None;
