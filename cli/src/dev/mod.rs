@@ -496,7 +496,7 @@ async fn finish(
         Ok(asked) => {
             if let Asked::Down(done) = asked {
                 let reply = match left.is_empty() {
-                    true => Reply::Done(serde_json::Value::Null),
+                    true => Reply::Done(std::process::id().into()),
                     false => Reply::refused(left.join("\n")),
                 };
                 drop(done.send(reply));
@@ -520,8 +520,8 @@ async fn down(state_dir: Option<PathBuf>, screen: &Screen) -> Result<(), Failure
     }
     let layout = locate(state_dir)?;
     match ask(&layout, &Request::Down).await {
-        Ok(_) => {
-            wait_for_owner(&layout).await;
+        Ok(owner) => {
+            wait_for_owner(&layout, &owner).await;
             output::line("ended; nothing is left")
         }
         Err(failure) if failure.code != Code::Refused => Err(failure),
@@ -546,10 +546,13 @@ async fn down(state_dir: Option<PathBuf>, screen: &Screen) -> Result<(), Failure
     }
 }
 
-/// The owner answers just before it ends.
-async fn wait_for_owner(layout: &Layout) {
+/// The owner answers with its process id just before it ends.
+async fn wait_for_owner(layout: &Layout, owner: &serde_json::Value) {
+    // A process that has ended and is not yet awaited has an empty command line.
+    let command_line = format!("/proc/{owner}/cmdline");
+    let alive = || std::fs::read(&command_line).is_ok_and(|line| !line.is_empty());
     for _ in 0..100 {
-        if !layout.root.exists() {
+        if !layout.root.exists() && !alive() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -579,8 +582,8 @@ async fn up_in_background(layout: &Layout, screen: &Screen) -> Result<(), Failur
     loop {
         // Cancel-safe, as said there.
         if tokio::time::timeout(Duration::ZERO, ending.wait()).await.is_ok() {
-            ask(layout, &Request::Down).await?;
-            wait_for_owner(layout).await;
+            let owner = ask(layout, &Request::Down).await?;
+            wait_for_owner(layout, &owner).await;
             return Err(Failure::failed("interrupted; nothing is left"));
         }
         // Cancel-safe: both are asked again.
