@@ -606,3 +606,6 @@ async fn deadline<T>(
         ))),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -89,6 +89,8 @@ struct Machine {
     images: BTreeSet<String>,
     /// Replicas that ignore SIGTERM.
     stubborn: BTreeSet<ReplicaId>,
+    /// Replicas whose network never comes up.
+    hung: BTreeSet<ReplicaId>,
     /// Replicas whose shim does not answer.
     mute: BTreeSet<ReplicaId>,
     failures: BTreeMap<Verb, VecDeque<(When, HostError)>>,
@@ -182,6 +184,11 @@ impl FakeHost {
     /// The replica ignores SIGTERM from now on.
     pub fn ignore_term(&self, id: &ReplicaId) {
         self.machine().stubborn.insert(id.clone());
+    }
+
+    /// Attaching the network of the replica never ends from now on.
+    pub fn hang(&self, id: &ReplicaId) {
+        self.machine().hung.insert(id.clone());
     }
 
     /// The shim of the replica answers no more, until the container is deleted.
@@ -399,6 +406,10 @@ impl Host for FakeHost {
     }
 
     async fn attach_network(&self, assignment: &Assignment) -> Result<(), HostError> {
+        let hung = self.machine().hung.contains(&assignment.replica_id);
+        if hung {
+            std::future::pending::<()>().await;
+        }
         self.act(Verb::AttachNetwork, &assignment.replica_id, |machine| {
             let other = machine
                 .networks
