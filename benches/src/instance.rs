@@ -1,0 +1,229 @@
+//! The `berth dev` instance that is measured: its API as clients use it, its processes as the kernel counts them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use berth_api::time::{Timestamp, monotonic};
+use serde_json::{Value, json};
+
+/// Nothing that is waited for here takes longer, however loaded the machine is.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// Seldom enough not to be the load that is measured.
+const POLL: Duration = Duration::from_millis(20);
+/// USER_HZ: 100 on every architecture that Berth runs on (proc(5)).
+const TICKS_PER_SECOND: u64 = 100;
+
+/// The instance's only machine.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) daemon_pid: u32,
+    pub(crate) keeper_pid: u32,
+    pub(crate) cgroup: String,
+}
+
+/// Where a replica's start is on record.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Start {
+    /// The scheduler decided: just before its commit.
+    pub(crate) placed: Timestamp,
+    /// The node saw the process start.
+    pub(crate) started: Timestamp,
+}
+
+#[derive(Debug)]
+pub(crate) struct Instance {
+    berth: PathBuf,
+    state_dir: PathBuf,
+    http: reqwest::Client,
+    cluster_url: String,
+    token: String,
+    group: String,
+    pub(crate) containerd_socket: PathBuf,
+    logs: PathBuf,
+}
+
+impl Instance {
+    pub(crate) fn connect(berth: &Path, state_dir: &Path) -> anyhow::Result<Self> {
+        let view = list(berth, state_dir)?;
+        let token_file = text(&view, "managementTokenFile")?;
+        let token = std::fs::read_to_string(token_file).with_context(|| format!("read {token_file}"))?;
+        Ok(Self {
+            berth: berth.to_owned(),
+            state_dir: state_dir.to_owned(),
+            http: reqwest::Client::builder().timeout(DEADLINE).build()?,
+            cluster_url: format!("{}/clusters/{}", text(&view, "server")?, text(&view, "cluster")?),
+            token: token.trim().to_owned(),
+            // The only group of an instance.
+            group: "general".to_owned(),
+            containerd_socket: text(&view, "containerdSocket")?.into(),
+            logs: text(&view, "logs")?.into(),
+        })
+    }
+
+    pub(crate) fn machine(&self) -> anyhow::Result<Machine> {
+        let view = list(&self.berth, &self.state_dir)?;
+        let machine = &view["machines"][0];
+        let pid = |name: &str| -> anyhow::Result<u32> {
+            let pid = machine[name].as_u64().with_context(|| format!("no {name}"))?;
+            Ok(u32::try_from(pid)?)
+        };
+        Ok(Machine {
+            daemon_pid: pid("daemonPid")?,
+            keeper_pid: pid("keeperPid")?,
+            cgroup: text(machine, "cgroup")?.to_owned(),
+        })
+    }
+
+    /// Declares a container; returns when the scheduler has committed it.
+    pub(crate) async fn create(&self, name: &str, image: &str, replicas: usize) -> anyhow::Result<()> {
+        let body = json!({
+            "name": name,
+            "capacityGroup": self.group,
+            "image": image,
+            "resources": {
+                "cpu": {"min": "0.05", "desired": "1"},
+                "memory": {"min": "16Mi", "desired": "64Mi"},
+            },
+            "replicas": replicas,
+            "stateful": false,
+            "ports": [8080],
+        });
+        let url = format!("{}/containers", self.cluster_url);
+        self.send(self.http.post(url).json(&body)).await.map(drop)
+    }
+
+    /// Deletes a container and waits until nothing of it is left.
+    pub(crate) async fn delete(&self, name: &str) -> anyhow::Result<()> {
+        let url = format!("{}/containers/{name}", self.cluster_url);
+        self.send(self.http.delete(url)).await?;
+        self.until(name, <[Value]>::is_empty).await.map(drop)
+    }
+
+    /// Waits until so many replicas of a container run, and tells when each was placed and started.
+    pub(crate) async fn started(&self, name: &str, count: usize) -> anyhow::Result<Vec<Start>> {
+        let running = |replicas: &[Value]| {
+            let started = replicas
+                .iter()
+                .filter(|replica| replica["startedAt"].is_string() && replica["status"] == "running");
+            started.count() == count
+        };
+        let replicas = self.until(name, running).await?;
+        let mut starts = Vec::new();
+        for replica in replicas {
+            if replica["run"] != 1 {
+                bail!("a replica has started more than once: {replica}");
+            }
+            starts.push(Start {
+                placed: self.placed(text(&replica, "replicaId")?).await?,
+                started: text(&replica, "startedAt")?.parse()?,
+            });
+        }
+        Ok(starts)
+    }
+
+    /// When a replica was given its machine, as its event says.
+    async fn placed(&self, replica_id: &str) -> anyhow::Result<Timestamp> {
+        let url = format!("{}/replicas/{replica_id}/events", self.cluster_url);
+        let reply = self.send(self.http.get(url)).await?;
+        let events = reply["events"].as_array().context("events are a list")?;
+        let event = events
+            .iter()
+            .find(|event| event["reason"] == "Scheduled")
+            .with_context(|| format!("{replica_id} was never scheduled"))?;
+        Ok(text(event, "firstTimestamp")?.parse()?)
+    }
+
+    async fn until(&self, name: &str, done: impl Fn(&[Value]) -> bool) -> anyhow::Result<Vec<Value>> {
+        let begun = monotonic();
+        let url = format!("{}/replicas", self.cluster_url);
+        loop {
+            let reply = self.send(self.http.get(&url)).await?;
+            let all = reply["replicas"].as_array().context("replicas are a list")?;
+            let own: Vec<Value> = all
+                .iter()
+                .filter(|replica| replica["container"] == name)
+                .cloned()
+                .collect();
+            if done(&own) {
+                return Ok(own);
+            }
+            if begun.elapsed() > DEADLINE {
+                bail!("{name} is not there after {DEADLINE:?}: {own:?}");
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Value> {
+        let response = request.bearer_auth(&self.token).send().await?;
+        let (status, body) = (response.status(), response.text().await?);
+        if !status.is_success() {
+            bail!("the scheduler answers {status}: {body}");
+        }
+        Ok(serde_json::from_str(&body)?)
+    }
+
+    /// When the node had accepted, that is stored, a set with so many replicas; every such line of its log.
+    pub(crate) fn accepted(&self, replicas: usize) -> anyhow::Result<Vec<Timestamp>> {
+        let path = self.logs.join("m1-berthd.log");
+        let log = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let member = format!("replicas={replicas} ");
+        log.lines()
+            .filter(|line| line.contains("accepted an assignment set") && line.contains(&member))
+            .map(|line| {
+                let time = line.split(' ').next().unwrap_or_default();
+                time.parse().with_context(|| format!("no time in {line}"))
+            })
+            .collect()
+    }
+}
+
+fn list(berth: &Path, state_dir: &Path) -> anyhow::Result<Value> {
+    let output = Command::new(berth)
+        .args(["dev", "list", "-o", "json", "--state-dir"])
+        .arg(state_dir)
+        .output()
+        .with_context(|| format!("run {}", berth.display()))?;
+    if !output.status.success() {
+        bail!("berth dev list: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn text<'a>(value: &'a Value, member: &str) -> anyhow::Result<&'a str> {
+    value[member]
+        .as_str()
+        .with_context(|| format!("{member} is missing in {value}"))
+}
+
+/// Processor time of a process so far.
+pub(crate) fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name, in parentheses, may hold anything; utime and stime are the 12th and 13th word after it (proc(5)).
+    let (_, rest) = stat.rsplit_once(") ").context("a stat has a name")?;
+    let mut words = rest.split(' ').skip(11);
+    let mut ticks = || -> anyhow::Result<u64> { Ok(words.next().context("a stat has times")?.parse()?) };
+    let ticks = ticks()? + ticks()?;
+    Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+}
+
+pub(crate) fn rss_mib(pid: u32) -> anyhow::Result<f64> {
+    memory_mib(pid, "VmRSS:")
+}
+
+pub(crate) fn anonymous_mib(pid: u32) -> anyhow::Result<f64> {
+    memory_mib(pid, "RssAnon:")
+}
+
+fn memory_mib(pid: u32, member: &str) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let kib: f64 = status
+        .lines()
+        .find_map(|line| line.strip_prefix(member))
+        .and_then(|rest| rest.split_whitespace().next())
+        .with_context(|| format!("no {member} of process {pid}"))?
+        .parse()?;
+    Ok(kib / 1024.0)
+}

@@ -1,0 +1,184 @@
+//! Measures the figures that `README.md` lists, on a running `berth dev` instance and its own containerd.
+//!
+//! Started by `benches/run.sh`. Output: a table and a JSON file. No figure fails the run: a figure beyond its promise is
+//! marked, and a person judges with the machine's load in mind.
+
+mod commit;
+mod figures;
+mod instance;
+mod raw;
+mod start;
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use berth_api::time::Timestamp;
+use serde_json::json;
+
+use figures::Figures;
+use instance::Instance;
+use raw::Raw;
+
+/// Replicas that start at once, and that run while memory and idle use are read.
+const REPLICAS: usize = 50;
+/// How often 50 are started at once; the median counts.
+const BATCHES: usize = 3;
+/// From the last start to the reading of idle use.
+const SETTLE: Duration = Duration::from_secs(10);
+/// Idle use is read over this: a hundredth of a core is then 30 ticks of the kernel's clock.
+const IDLE: Duration = Duration::from_secs(30);
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::read()?;
+    let instance = Instance::connect(&arguments.berth, &arguments.state_dir)?;
+    let raw = Raw::connect(&instance, &arguments.image).await?;
+    let mut figures = Figures::default();
+
+    say("appending to the scheduler's log")?;
+    commit::measure(&arguments.state_dir, &mut figures).await?;
+    say("starting one replica, raw and by Berth in turns")?;
+    start::one_by_one(&instance, &raw, &arguments, &mut figures).await?;
+    say("starting 50 at once, raw and by Berth in turns")?;
+    start::at_once(&instance, &raw, &arguments, &mut figures).await?;
+    say("reading memory and idle use with 50 replicas")?;
+    idle(&instance, &mut figures).await?;
+
+    let document = json!({
+        "issue": 2,
+        "takenAt": Timestamp::now().to_string(),
+        "machine": machine(),
+        "programs": arguments.programs(),
+        "runs": arguments.runs,
+        "figures": figures.json(),
+    });
+    std::fs::write(&arguments.output, serde_json::to_vec_pretty(&document)?)
+        .with_context(|| format!("write {}", arguments.output.display()))?;
+    say(&figures.table())?;
+    say(&format!("written to {}", arguments.output.display()))
+}
+
+async fn idle(instance: &Instance, figures: &mut Figures) -> anyhow::Result<()> {
+    tokio::time::sleep(SETTLE).await;
+    let machine = instance.machine()?;
+    let (daemon, keeper) = (machine.daemon_pid, machine.keeper_pid);
+    let before = instance::cpu_time(daemon)?;
+    let keeper_before = instance::cpu_time(keeper)?;
+    tokio::time::sleep(IDLE).await;
+    let percent =
+        |used: Duration, before: Duration| 100.0 * (used - before).as_secs_f64() / IDLE.as_secs_f64();
+    figures.add(
+        "berthd_rss_mib",
+        "berthd, resident",
+        "MiB",
+        instance::rss_mib(daemon)?,
+        Some(40.0),
+    );
+    figures.add(
+        "berthd_anon_mib",
+        "berthd, of it anonymous",
+        "MiB",
+        instance::anonymous_mib(daemon)?,
+        None,
+    );
+    figures.add(
+        "berthd_idle_percent",
+        "berthd, idle",
+        "% of a core",
+        percent(instance::cpu_time(daemon)?, before),
+        Some(1.0),
+    );
+    figures.add(
+        "keeper_rss_mib",
+        "keeper, resident",
+        "MiB",
+        instance::rss_mib(keeper)?,
+        Some(4.0),
+    );
+    figures.add(
+        "keeper_anon_mib",
+        "keeper, of it anonymous",
+        "MiB",
+        instance::anonymous_mib(keeper)?,
+        None,
+    );
+    figures.add(
+        "keeper_idle_percent",
+        "keeper, idle",
+        "% of a core",
+        percent(instance::cpu_time(keeper)?, keeper_before),
+        None,
+    );
+    Ok(())
+}
+
+/// What the command line says.
+#[derive(Debug)]
+struct Arguments {
+    berth: PathBuf,
+    state_dir: PathBuf,
+    image: String,
+    output: PathBuf,
+    runs: usize,
+}
+
+impl Arguments {
+    fn read() -> anyhow::Result<Self> {
+        let mut named = BTreeMap::new();
+        let mut words = std::env::args().skip(1);
+        while let Some(name) = words.next() {
+            let value = words.next().with_context(|| format!("{name} needs a value"))?;
+            named.insert(name, value);
+        }
+        let mut take = |name: &str| {
+            named
+                .remove(name)
+                .with_context(|| format!("{name} is missing; run benches/run.sh"))
+        };
+        Ok(Self {
+            berth: take("--berth")?.into(),
+            state_dir: take("--state-dir")?.into(),
+            image: take("--image")?,
+            output: take("--output")?.into(),
+            runs: take("--runs")?.parse().context("--runs")?,
+        })
+    }
+
+    /// An unoptimised build lies below `debug`.
+    fn programs(&self) -> &'static str {
+        if self.berth.components().any(|part| part.as_os_str() == "debug") {
+            "debug"
+        } else {
+            "release"
+        }
+    }
+}
+
+/// The machine as far as the figures depend on it.
+fn machine() -> serde_json::Value {
+    let read = |path: &str| {
+        std::fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
+    let model = read("/proc/cpuinfo").lines().find_map(|line| {
+        line.strip_prefix("model name")?
+            .split(": ")
+            .nth(1)
+            .map(str::to_owned)
+    });
+    json!({
+        "cpuModel": model,
+        "cpus": std::thread::available_parallelism().map(usize::from).unwrap_or(0),
+        "kernel": read("/proc/sys/kernel/osrelease"),
+        "loadAverage": read("/proc/loadavg"),
+    })
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{text}").context("write to the terminal")
+}
