@@ -5,17 +5,17 @@ export CARGO_TERM_COLOR ?= auto
 # rustup puts cargo here; a shell that was open before the install does not know it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-PROGRAMS := target/release/berth target/release/berth-scheduler target/release/berthd target/release/berth-logkeeper
 TARGET := $(shell uname -m)-unknown-linux-gnu
 WORKLOAD := target/$(TARGET)/release/berth-test-workload
+PACK_IMAGE := target/release/pack-image
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help demo test bench lint build clean setup-build setup-run setup-test
+.PHONY: help demo test bench lint build clean setup-build setup-demo setup-test
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-demo: setup-run build ## Run a real stack on three machines, lose one, and show it survives (needs root).
+demo: setup-demo build $(PACK_IMAGE) ## Run a real stack on three machines, lose one, and show it survives (needs root).
 	$(AS_ROOT) demo/run.sh
 
 test: setup-test $(WORKLOAD) ## Run every test; those that need root are skipped, and named, without it.
@@ -36,11 +36,14 @@ build: setup-build $(WORKLOAD) ## Build the programs, optimised.
 $(WORKLOAD): setup-build $(wildcard tests/workload/src/*.rs) tests/workload/Cargo.toml
 	$(CARGO) rustc --release --locked -p berth-test-workload --target $(TARGET) -- -C target-feature=+crt-static
 
+$(PACK_IMAGE): build
+	$(CARGO) build --release --locked -p berth-tests --bin pack-image
+
 setup-build:
 	@scripts/setup.sh build
 
-setup-run:
-	@scripts/setup.sh build run
+setup-demo:
+	@scripts/setup.sh build run demo
 
 setup-test:
 	@scripts/setup.sh build run test
