@@ -65,6 +65,9 @@ pub struct ReplicaView {
     /// Digest of the assignment that the running process was started from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+    /// Runs something else than its container now declares: a rollout will replace it.
+    #[serde(default)]
+    pub outdated: bool,
     /// What placement packs with.
     pub cpu: Cpu,
     pub memory: Bytes,

@@ -103,14 +103,7 @@ pub(crate) async fn run(args: ApplyArgs, session: &Session, screen: &Screen) -> 
     if args.no_wait {
         return Ok(());
     }
-    let wanted: Wanted = manifest
-        .containers
-        .iter()
-        .map(|(name, body)| {
-            let image = body.get("image").and_then(Value::as_str).unwrap_or_default();
-            (name.clone(), image.to_owned())
-        })
-        .collect();
+    let wanted: Wanted = manifest.containers.iter().map(|(name, _)| name.clone()).collect();
     progress::wait(session, screen, &wanted, args.timeout).await
 }
 

@@ -1,6 +1,6 @@
 //! Waiting until containers are as declared, showing on the way what each replica waits for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ const POLL: Duration = Duration::from_millis(400);
 /// A container that fails this long without a break will not mend itself while somebody watches.
 const FAILING_MAX: Duration = Duration::from_secs(15);
 
-/// What is waited for: container name and the image its replicas must run.
-pub(crate) type Wanted = BTreeMap<String, String>;
+/// Names of the containers that are waited for.
+pub(crate) type Wanted = BTreeSet<String>;
 
 /// How one container stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,7 +99,7 @@ pub(crate) fn standings(
 ) -> Vec<Standing> {
     wanted
         .iter()
-        .map(|(name, image)| {
+        .map(|name| {
             let own: Vec<&ReplicaView> = replicas
                 .iter()
                 .filter(|replica| replica.container.as_str() == name)
@@ -108,7 +108,7 @@ pub(crate) fn standings(
                 .iter()
                 .find(|container| container.name.as_str() == name)
             {
-                Some(container) => standing(screen, now, container, image, &own),
+                Some(container) => standing(screen, now, container, &own),
                 None => Standing {
                     name: name.clone(),
                     done: false,
@@ -124,7 +124,6 @@ fn standing(
     screen: &Screen,
     now: Timestamp,
     container: &ContainerSummary,
-    image: &str,
     replicas: &[&ReplicaView],
 ) -> Standing {
     let name = container.name.to_string();
@@ -144,7 +143,7 @@ fn standing(
     };
     let ready = replicas
         .iter()
-        .filter(|replica| replica.ready && replica.image == image)
+        .filter(|replica| replica.ready && !replica.outdated)
         .count();
     let leaving = replicas.iter().filter(going).count();
     let desired = usize::try_from(container.desired_replicas).unwrap_or(usize::MAX);
@@ -156,7 +155,7 @@ fn standing(
     // The replica that is worst off speaks for all.
     let worst = replicas
         .iter()
-        .filter(|replica| !going(replica) && (!replica.ready || replica.image != image))
+        .filter(|replica| !going(replica) && (!replica.ready || replica.outdated))
         .min_by_key(|replica| (replica.machine_id.is_some(), replica.phase));
     if let Some(replica) = worst {
         let (word, _) = replica_word(replica);
@@ -271,7 +270,7 @@ mod tests {
         serde_json::from_value(
             json!({"replicaId": id, "container": "reader", "image": image, "machineId": "m1",
             "status": status, "phase": if status == "running" { "healthy" } else { "image" },
-            "ready": status == "running", "run": 1, "recentCrashes": 0, "cpu": "1", "memory": 1024,
+            "ready": status == "running", "run": 1, "outdated": image == "app:1", "recentCrashes": 0, "cpu": "1", "memory": 1024,
             "wait": if status == "pending" { json!({"reason": "pulling app:2", "since": "1970-01-01T00:00:00Z"}) }
                 else { json!(null) }}),
         )
@@ -279,7 +278,7 @@ mod tests {
     }
 
     fn check(status: &str, replicas: &[ReplicaView]) -> Standing {
-        let wanted = Wanted::from([("reader".to_owned(), "app:2".to_owned())]);
+        let wanted = Wanted::from(["reader".to_owned()]);
         standings(
             &Screen::PLAIN,
             Timestamp::from_millis(0),
@@ -291,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn replicas_of_the_old_image_do_not_count() {
+    fn replicas_of_an_older_declaration_do_not_count() {
         let old = [
             replica("r-1", "running", "app:1"),
             replica("r-2", "running", "app:2"),

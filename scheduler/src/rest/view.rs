@@ -312,6 +312,7 @@ fn placed(world: &World, observed: &Observed, replica: &Replica) -> ReplicaView 
         revision: said
             .map(|said| said.revision.clone())
             .filter(|revision| !revision.is_empty()),
+        outdated: world.is_outdated(replica),
         cpu: spec.resources.cpu.desired,
         memory: spec.resources.memory.desired,
         usage: said.and_then(|said| said.usage),
@@ -362,6 +363,7 @@ fn unplaced<'a>(world: &'a World, container: &'a Container) -> impl Iterator<Ite
             cause: None,
             started_at: None,
             revision: None,
+            outdated: false,
             cpu: container.spec.resources.cpu.desired,
             memory: container.spec.resources.memory.desired,
             usage: None,
