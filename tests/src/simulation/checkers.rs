@@ -16,6 +16,10 @@ pub(super) type Amounts = [u64; 4];
 
 /// A process of a model machine.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts about one process"
+)]
 pub(super) struct Process {
     pub(super) machine: usize,
     pub(super) replica_id: ReplicaId,

@@ -26,6 +26,7 @@ pub(super) const SILENCE_MS: u64 = 3 * HEARTBEAT_MS;
 const HELLO_ANYWAY_MS: u64 = 10_000;
 
 /// A machine with everything on it.
+#[expect(clippy::struct_excessive_bools, reason = "independent faults of one machine")]
 pub(super) struct Machine {
     pub(super) spec: MachineSpec,
     pub(super) host: Host,
@@ -356,7 +357,7 @@ impl Simulation {
         );
     }
 
-    pub(super) fn to_node(&mut self, machine: usize, session: u64, message: Down) {
+    pub(super) fn node_hears(&mut self, machine: usize, session: u64, message: Down) {
         let now = self.now;
         let is_cut = self.machines[machine].is_cut_down;
         let Some(daemon) = &mut self.machines[machine].daemon else {

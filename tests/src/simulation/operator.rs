@@ -573,15 +573,14 @@ impl Simulation {
         if let Some(name) = running.keys().next() {
             return Some(format!("{name} runs and is not declared"));
         }
-        let leftovers = self.machines.iter().enumerate().find_map(|(index, machine)| {
+        self.machines.iter().enumerate().find_map(|(index, machine)| {
             let ids = machine.host.containers.keys();
             let mut ids = ids.filter(|id| {
                 let replica = self.scheduler.world.replica(id);
                 replica.is_none_or(|replica| replica.machine_id != machine.spec.machine_id)
             });
             Some(format!("a container of {} is left on m{index}", ids.next()?))
-        });
-        leftovers
+        })
     }
 
     /// Whether a container may rest as it is because there is no room: the scheduler must say so, and our own sums too.

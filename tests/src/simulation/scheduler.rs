@@ -223,7 +223,7 @@ impl Simulation {
         }
     }
 
-    pub(super) fn to_scheduler(&mut self, machine: usize, session: u64, message: Up) {
+    pub(super) fn scheduler_hears(&mut self, machine: usize, session: u64, message: Up) {
         let daemon = self.machines[machine].daemon.as_ref();
         if self.machines[machine].is_cut_up {
             if daemon.is_some_and(|daemon| daemon.session == Some(session)) {
