@@ -23,7 +23,7 @@ pub(crate) async fn one_by_one(
     let mut placed_times = Vec::new();
     for run in 0..arguments.runs + WARM_UP {
         let begun = monotonic();
-        raw.start("one").await?;
+        Box::pin(raw.start("one")).await?;
         let raw_ms = millis(begun.elapsed());
         raw.delete("one").await?;
 
@@ -43,8 +43,13 @@ pub(crate) async fn one_by_one(
             placed_times.push(start.placed);
         }
     }
-    let (raw_p50, p50) = (percentile(&raws, 50), percentile(&starts, 50));
-    let (raw_p99, p99) = (percentile(&raws, 99), percentile(&starts, 99));
+    report(&raws, &starts, &requests, figures);
+    reach(instance, &placed_times, figures)
+}
+
+fn report(raws: &[f64], starts: &[f64], requests: &[f64], figures: &mut Figures) {
+    let (raw_p50, p50) = (percentile(raws, 50), percentile(starts, 50));
+    let (raw_p99, p99) = (percentile(raws, 99), percentile(starts, 99));
     figures.add(
         "raw_start_p50_ms",
         "one start, raw containerd, p50",
@@ -81,7 +86,7 @@ pub(crate) async fn one_by_one(
         p50 / raw_p50,
         None,
     );
-    let request_p50 = percentile(&requests, 50);
+    let request_p50 = percentile(requests, 50);
     figures.add(
         "request_p50_ms",
         "one start, request to running, p50",
@@ -89,7 +94,10 @@ pub(crate) async fn one_by_one(
         request_p50,
         None,
     );
+}
 
+/// How long the node's assignment set was on its way.
+fn reach(instance: &Instance, placed_times: &[Timestamp], figures: &mut Figures) -> anyhow::Result<()> {
     let accepted = instance.accepted(1)?;
     let delays: Vec<f64> = placed_times
         .iter()
