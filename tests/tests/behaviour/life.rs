@@ -1,0 +1,129 @@
+//! One replica's life: limits, health, crashes, the end.
+
+use berth_api::replica::{Cause, Phase};
+use rustix::process::Signal;
+use serde_json::json;
+
+use super::dev::{Dev, container, is_alive, output_of, signal, until};
+
+/// Memory, processor and processes are limited, and who exceeds the memory is told so.
+#[test]
+fn limits_take_effect_and_are_explained() {
+    let Some(dev) = Dev::up(1) else { return };
+    dev.apply(&[container(&dev, "web", 1)]);
+    let web = dev.until_ready("web", 1).remove(0);
+    let id = web.replica_id.as_str();
+
+    // A quarter of a processor for a second; more than half would be no limit.
+    let burned: u64 = dev.ask(&web, "/burn?threads=4&ms=1000").trim().parse().unwrap();
+    assert!(burned <= 500, "{burned} ms of processor time");
+
+    let files = output_of("find", &["/sys/fs/cgroup", "-path", &format!("*/{id}/pids.max")]);
+    let file = files
+        .lines()
+        .next()
+        .unwrap_or_else(|| panic!("no pids limit for {id}"));
+    assert_eq!(std::fs::read_to_string(file).unwrap().trim(), "4096");
+
+    drop(dev.try_ask(&web, "/allocate?mib=200"));
+    let after = dev.until_replica(id, "runs again", |replica| replica.ready && replica.run == 2);
+    assert_eq!(after.cause, Some(Cause::OutOfMemory));
+    let explanation = dev.explain(id).to_string();
+    assert!(explanation.contains("out of memory"), "{explanation}");
+    assert!(
+        dev.events("ReplicaFailed", id)
+            .iter()
+            .any(|event| event["message"].as_str().unwrap().contains("memory"))
+    );
+}
+
+/// A crashing replica is restarted with growing pauses, the loop is shown, and it ends by itself.
+#[test]
+fn a_crash_loop_is_shown_and_held_back() {
+    let Some(dev) = Dev::up(1) else { return };
+    dev.apply(&[container(&dev, "web", 1)]);
+    let web = dev.until_ready("web", 1).remove(0);
+    let id = web.replica_id.as_str();
+    for crash in 1..=3 {
+        let now = dev.until_replica(id, "is ready", |replica| replica.ready && replica.run == crash);
+        dev.crash(&now);
+    }
+    let held = dev.until_replica(id, "is held back", |replica| {
+        let next = replica.wait.as_ref().and_then(|wait| wait.next_attempt);
+        replica.phase == Some(Phase::Backoff) && replica.recent_crashes == 3 && next.is_some()
+    });
+    assert_eq!(held.cause, Some(Cause::Exit { code: 7 }));
+    until("the loop is an event", || {
+        (!dev.events("ContainerCrashLoop", id).is_empty()).then_some(())
+    });
+    dev.until_replica(id, "comes back by itself", |replica| {
+        replica.ready && replica.run == 4
+    });
+    // The container is called failing for as long as the loop is not over.
+    signal(dev.replica(id).pid.unwrap(), Signal::KILL);
+    until("the container is failing because of the loop", || {
+        let list = dev.json(&["get", "containers", "-o", "json"]);
+        let web = &list[0];
+        (web["status"] == "failing" && web["statusReason"] == "CrashLoopBackOff").then_some(())
+    });
+    let explanation = dev.until_explained("web", "next try").to_string();
+    assert!(
+        explanation.contains("berth logs"),
+        "says what helps: {explanation}"
+    );
+    let replica = dev.replica(id);
+    assert_eq!(replica.cause, Some(Cause::Signal { signal: 9 }));
+    assert_eq!(dev.processes().len(), 0, "held back, not running");
+}
+
+/// A replica whose check fails for long is restarted, with the check as the cause.
+#[test]
+fn a_replica_that_stays_unhealthy_is_restarted() {
+    let Some(dev) = Dev::up(1) else { return };
+    dev.apply(&[container(&dev, "web", 1)]);
+    let web = dev.until_ready("web", 1).remove(0);
+    let id = web.replica_id.as_str();
+    dev.ask(&web, "/unhealthy");
+    let sick = dev.until_replica(id, "is unhealthy", |replica| {
+        replica.phase == Some(Phase::Unhealthy)
+    });
+    assert!(!sick.ready);
+    assert_eq!(sick.pid, web.pid, "not restarted at once");
+    dev.until_explained(id, "status 500");
+    let again = dev.until_replica(id, "runs again", |replica| replica.ready && replica.run == 2);
+    assert!(
+        matches!(again.cause, Some(Cause::Health { .. })),
+        "{:?}",
+        again.cause
+    );
+}
+
+/// SIGTERM first; SIGKILL only for those that do not end within the grace.
+#[test]
+fn deletion_asks_before_it_kills() {
+    let Some(dev) = Dev::up(1) else { return };
+    let mut stubborn = container(&dev, "stubborn", 1);
+    stubborn["env"] = json!({"IGNORE_SIGTERM": "1"});
+    dev.apply(&[container(&dev, "polite", 1), stubborn]);
+    let log = dev.follow("polite");
+    log.until("listening on port");
+    let pid = dev.of("stubborn")[0].pid.unwrap();
+    dev.succeed(&["delete", "--yes", "stubborn"]);
+    dev.succeed(&["delete", "--yes", "polite"]);
+    log.until("SIGTERM: ending");
+    until("the polite one is gone", || {
+        dev.of("polite").is_empty().then_some(())
+    });
+    // The other has heard SIGTERM as well and is in its grace.
+    let waiting = dev.of("stubborn");
+    assert_eq!(
+        waiting.first().and_then(|replica| replica.phase),
+        Some(Phase::Stopping)
+    );
+    assert!(is_alive(pid));
+    until("the stubborn one is gone", || {
+        dev.of("stubborn").is_empty().then_some(())
+    });
+    assert!(!is_alive(pid));
+    dev.until_tidy();
+}
