@@ -3,6 +3,12 @@
 //! The programs are those of the build beside this test. Each test has a state directory of its own and looks for what
 //! carries its instance's id: links, nft tables, mounts, loop devices, cgroups, processes, registry entries.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::string_slice,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
