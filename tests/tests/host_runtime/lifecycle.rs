@@ -47,7 +47,7 @@ async fn runs_a_container_and_leaves_nothing() {
     assert!(matches!(listed[0].task.unwrap().status, TaskStatus::Stopped(exit) if exit.code == 7));
 
     until("the output arrives", || {
-        containerd.read_output("a").ends_with("a\n")
+        containerd.read_output("a").ends_with("\n0\na\n")
     })
     .await;
     let output = containerd.read_output("a");
