@@ -1,0 +1,214 @@
+//! What a benchmark gives, and how it is shown: tables in the terminal, JSON and pictures in files, one page for people.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+/// What every benchmark is given.
+#[derive(Debug)]
+pub struct Context {
+    /// Where the public traces lie, when they are there.
+    pub data: Option<PathBuf>,
+    /// Where results and caches go: `target/bench/placement`.
+    pub out: PathBuf,
+    /// Less of everything: to see whether it runs, not to quote.
+    pub is_quick: bool,
+}
+
+/// A benchmark and what it is called.
+#[derive(Clone, Copy)]
+pub struct Benchmark {
+    pub name: &'static str,
+    pub title: &'static str,
+    pub run: fn(&Context) -> anyhow::Result<Outcome>,
+}
+
+/// What a benchmark found.
+#[derive(Debug, Default, Serialize)]
+pub struct Outcome {
+    /// What was measured and how, in a few sentences.
+    pub text: String,
+    pub tables: Vec<Table>,
+    pub promises: Vec<Promise>,
+    #[serde(skip)]
+    pub pictures: Vec<Picture>,
+    /// What could not be measured, and why.
+    pub missing: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Table {
+    pub title: String,
+    pub columns: Vec<String>,
+    pub rows: Vec<Vec<String>>,
+}
+
+/// A figure of SPECIFICATION.md and whether it was reached.
+#[derive(Debug, Serialize)]
+pub struct Promise {
+    pub name: String,
+    pub value: String,
+    pub bound: String,
+    pub held: bool,
+}
+
+/// An SVG.
+#[derive(Debug)]
+pub struct Picture {
+    /// File name without directory, ending in `.svg`.
+    pub file: String,
+    pub title: String,
+    pub svg: String,
+}
+
+impl Context {
+    /// Reads `BERTH_BENCH_DATA`, `BERTH_BENCH_OUT` and `BERTH_BENCH_QUICK`.
+    pub fn from_env() -> anyhow::Result<Self> {
+        let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+        let data = variable("BERTH_BENCH_DATA").unwrap_or_else(|| PathBuf::from("../shared/bench-data"));
+        let out = variable("BERTH_BENCH_OUT").unwrap_or_else(|| PathBuf::from("target/bench/placement"));
+        fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+        Ok(Self {
+            data: data.is_dir().then_some(data),
+            out,
+            is_quick: variable("BERTH_BENCH_QUICK").is_some(),
+        })
+    }
+
+    /// A folder of the data, when it is there.
+    #[must_use]
+    pub fn data_folder(&self, name: &str) -> Option<PathBuf> {
+        let folder = self.data.as_ref()?.join(name);
+        folder.is_dir().then_some(folder)
+    }
+}
+
+impl Table {
+    #[must_use]
+    pub fn new(title: impl Into<String>, columns: &[&str]) -> Self {
+        Self {
+            title: title.into(),
+            columns: columns.iter().map(|&column| column.to_owned()).collect(),
+            rows: vec![],
+        }
+    }
+
+    /// # Panics
+    /// When the row has another number of cells than the table has columns.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        let cells: Vec<String> = cells.into_iter().collect();
+        assert!(cells.len() == self.columns.len(), "{}: {cells:?}", self.title);
+        self.rows.push(cells);
+    }
+
+    fn markdown(&self) -> String {
+        let mut widths: Vec<usize> = self.columns.iter().map(|text| text.chars().count()).collect();
+        for row in &self.rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        let line = |cells: &[String]| {
+            let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+            format!("| {} |\n", padded.collect::<Vec<_>>().join(" | "))
+        };
+        let rule: Vec<String> = widths.iter().map(|width| "-".repeat((*width).max(3))).collect();
+        let mut text = format!("**{}**\n\n{}{}", self.title, line(&self.columns), line(&rule));
+        for row in &self.rows {
+            text.push_str(&line(row));
+        }
+        text
+    }
+}
+
+/// All outcomes of one run.
+#[derive(Debug)]
+pub struct Report<'a> {
+    context: &'a Context,
+    sections: Vec<String>,
+    pictures: Vec<PathBuf>,
+    missed: Vec<String>,
+}
+
+/// Where the committed report lies.
+const REPORT: &str = "docs/placement-report.md";
+const REPORT_PICTURES: &str = "docs/placement";
+
+impl<'a> Report<'a> {
+    #[must_use]
+    pub fn new(context: &'a Context) -> Self {
+        Self {
+            context,
+            sections: vec![],
+            pictures: vec![],
+            missed: vec![],
+        }
+    }
+
+    /// Writes the results of a benchmark and prints them.
+    pub fn add(&mut self, benchmark: &Benchmark, outcome: Outcome) -> anyhow::Result<()> {
+        let mut text = format!("## {}\n\n{}\n", benchmark.title, outcome.text.trim());
+        for table in &outcome.tables {
+            write!(text, "\n{}", table.markdown())?;
+        }
+        if !outcome.promises.is_empty() {
+            let mut table = Table::new("Promises", &["figure", "measured", "promise", "held"]);
+            for promise in &outcome.promises {
+                let held = if promise.held { "yes" } else { "MISSED" };
+                table.row([&promise.name, &promise.value, &promise.bound, &held.to_owned()].map(Clone::clone));
+            }
+            write!(text, "\n{}", table.markdown())?;
+        }
+        let missed = outcome.promises.iter().filter(|promise| !promise.held);
+        self.missed.extend(missed.map(|promise| promise.name.clone()));
+        for lack in &outcome.missing {
+            write!(text, "\nNot measured: {lack}\n")?;
+        }
+        print(&text);
+        for picture in &outcome.pictures {
+            let path = self.context.out.join(&picture.file);
+            write(&path, &picture.svg)?;
+            write!(text, "\n![{}](placement/{})\n", picture.title, picture.file)?;
+            self.pictures.push(path);
+        }
+        let json = serde_json::to_string_pretty(&outcome)?;
+        write(&self.context.out.join(format!("{}.json", benchmark.name)), &json)?;
+        write(&self.context.out.join(format!("{}.md", benchmark.name)), &text)?;
+        self.sections.push(text);
+        Ok(())
+    }
+
+    /// Says what was missed; writes the page for people when asked to. A missed promise is no failure of the run.
+    pub fn finish(self, write_report: bool) -> anyhow::Result<()> {
+        if write_report {
+            fs::create_dir_all(REPORT_PICTURES)?;
+            for picture in &self.pictures {
+                let name = picture.file_name().context("a picture has a name")?;
+                fs::copy(picture, Path::new(REPORT_PICTURES).join(name))?;
+            }
+            let quick = if self.context.is_quick { "\nA quick run: not to be quoted.\n" } else { "" };
+            let head = format!(
+                "# Placement: measured\n\nWritten by `make bench-placement`; benches/README.md says how each figure is made and where its data come from.\n{quick}"
+            );
+            write(Path::new(REPORT), &format!("{head}\n{}", self.sections.join("\n")))?;
+        }
+        if self.missed.is_empty() {
+            print("every promise that was measured is held\n");
+        } else {
+            print(&format!("MISSED: {}\n", self.missed.join("; ")));
+        }
+        Ok(())
+    }
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[expect(clippy::print_stdout, reason = "a benchmark's results go to the terminal")]
+fn print(text: &str) {
+    println!("{text}");
+}
