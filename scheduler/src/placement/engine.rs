@@ -1,0 +1,527 @@
+//! The placement engine: which machine takes the next replica, decided in about a microsecond whatever the size of the
+//! fleet.
+//!
+//! Input: machines, classes of requests, what was taken and given back. Output: a [`Choice`]. Pure and deterministic: the
+//! same calls give the same choices. It knows numbers only; [`super::fleet`] turns a cluster into them.
+//!
+//! - **Cells.** Machines of one [`Kind`] (group, zone, GPU model, labels) lie together as a structure of arrays of
+//!   [`BYTES_PER_MACHINE`] bytes. What never changes about a machine is checked once for each class and cell.
+//! - **Classes.** Requests of equal [`Demand`] are one class. A class that is asked for again keeps a tournament tree over
+//!   the keys of the machines of each cell (best fit, or the device score). It reads the best at the root. What changed
+//!   since it looked last it learns from the log of the cell: lazily when it is asked, or before, by [`Engine::settle`].
+//! - **Shapes never seen before** have no tree. They open only blocks of machines whose maxima may fit them, and decide
+//!   the same.
+//! - **Order** of machines for a request, total: how far a machine would exceed its share of the container's replicas, how
+//!   many replicas its zone has, the key, then the order in which machines were added.
+
+mod cell;
+mod demand;
+mod gpu;
+mod index;
+mod maxima;
+mod score;
+mod spread;
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use cell::{Cell, LOG_LEN, at};
+use index::Tree;
+use maxima::Maxima;
+use spread::SpreadState;
+
+pub use cell::{BYTES_PER_MACHINE, CellFacts};
+pub use demand::{
+    BYTES_MAX, CPU_MAX, DEVICE_MILLI, DEVICES_MAX, Demand, DemandFault, DeviceSet, GpuNeed, Kind, Machine,
+    MachineFault, Row,
+};
+pub use gpu::{Mix, Typical};
+pub use spread::Spread;
+
+/// A machine of the fleet, by the order in which it was added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MachineIdx(pub u32);
+
+/// A class of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClassId(u32);
+
+/// A container whose replicas want to be apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SpreadId(u32);
+
+/// One request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    pub class: ClassId,
+    pub spread: Option<SpreadId>,
+    /// Where it was before: taken again when it fits there.
+    pub prefer: Option<MachineIdx>,
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Choice {
+    pub machine: MachineIdx,
+    pub devices: DeviceSet,
+}
+
+/// Machines that a fleet can have; their order is kept in 32 bits.
+const MACHINES_MAX: usize = 1 << 24;
+/// Cells that a fleet can have.
+const CELLS_MAX: usize = 1 << 16;
+/// Bytes that all trees together may take. Beyond it the classes that were asked for least recently lose theirs.
+const TREES_BYTES_MAX: usize = 1 << 29;
+
+#[derive(Debug, Clone, Default)]
+pub struct Engine {
+    cells: Vec<Cell>,
+    maxima: Vec<Maxima>,
+    cell_numbers: BTreeMap<CellFacts, usize>,
+    /// Cell and slot of each machine.
+    places: Vec<(usize, u32)>,
+    classes: Vec<Class>,
+    class_ids: BTreeMap<Demand, ClassId>,
+    spreads: Vec<SpreadState>,
+    mix: Mix,
+    /// Requests so far: tells which class was asked for least recently.
+    asked: u64,
+    /// Class at which [`Engine::settle`] goes on.
+    settled: usize,
+    trees_bytes: usize,
+    /// Keys that a decision has set aside; kept to allocate nothing.
+    masked: Vec<(usize, u16)>,
+}
+
+#[derive(Debug, Clone)]
+struct Class {
+    demand: Demand,
+    indexes: Vec<Index>,
+    /// Request that asked for it last; zero for never.
+    last_asked: u64,
+}
+
+/// What a class knows of one cell.
+#[derive(Debug, Clone)]
+struct Index {
+    cell: usize,
+    tree: Option<Tree>,
+    /// Changes of the cell that are in the tree.
+    seen: u64,
+}
+
+impl Engine {
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An engine that knows what is likely to arrive, for fleets with GPUs.
+    #[must_use]
+    pub fn with_mix(mix: Mix) -> Self {
+        Self {
+            mix,
+            ..Self::default()
+        }
+    }
+
+    /// Adds a machine that takes replicas.
+    ///
+    /// # Errors
+    /// With everything that is absurd about it; nothing is added then.
+    pub fn add_machine(&mut self, machine: &Machine) -> Result<MachineIdx, Vec<MachineFault>> {
+        let mut faults = demand::machine_faults(machine);
+        let facts = CellFacts {
+            kind: machine.kind,
+            scale: machine.scale,
+        };
+        let known = self.cell_numbers.get(&facts).copied();
+        if self.places.len() >= MACHINES_MAX {
+            faults.push(MachineFault::FleetFull(MACHINES_MAX));
+        }
+        if known.is_none() && self.cells.len() >= CELLS_MAX {
+            faults.push(MachineFault::TooManyKinds(CELLS_MAX));
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let cell = known.unwrap_or_else(|| self.add_cell(facts));
+        let number = u32::try_from(self.places.len()).expect("below the largest fleet");
+        let slot = self.cells[cell].push(number, machine);
+        self.places.push((cell, slot));
+        Ok(MachineIdx(number))
+    }
+
+    fn add_cell(&mut self, facts: CellFacts) -> usize {
+        let number = self.cells.len();
+        self.cells.push(Cell::new(facts));
+        self.maxima.push(Maxima::default());
+        self.cell_numbers.insert(facts, number);
+        for class in &mut self.classes {
+            if demand::is_compatible(&class.demand, &facts.kind) {
+                class.indexes.push(Index::new(number));
+            }
+        }
+        number
+    }
+
+    /// The class of a demand.
+    ///
+    /// # Errors
+    /// With everything that no fleet could ever fulfil about it.
+    pub fn class(&mut self, demand: &Demand) -> Result<ClassId, Vec<DemandFault>> {
+        if let Some(known) = self.class_ids.get(demand) {
+            return Ok(*known);
+        }
+        let faults = demand::demand_faults(demand);
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let id = ClassId(u32::try_from(self.classes.len()).expect("fewer than 2^32 classes"));
+        let cells = self.cells.iter().enumerate();
+        let compatible = cells.filter(|(_, cell)| demand::is_compatible(demand, &cell.facts.kind));
+        self.classes.push(Class {
+            demand: *demand,
+            indexes: compatible.map(|(number, _)| Index::new(number)).collect(),
+            last_asked: 0,
+        });
+        self.class_ids.insert(*demand, id);
+        Ok(id)
+    }
+
+    #[must_use]
+    pub fn demand(&self, class: ClassId) -> &Demand {
+        &self.classes[at(class.0)].demand
+    }
+
+    /// A container whose replicas want to be apart.
+    pub fn spread(&mut self, rule: Spread) -> SpreadId {
+        let id = SpreadId(u32::try_from(self.spreads.len()).expect("fewer than 2^32 containers"));
+        self.spreads.push(SpreadState::new(rule));
+        id
+    }
+
+    /// Replicas of a container on a machine.
+    #[must_use]
+    pub fn count_on(&self, spread: SpreadId, machine: MachineIdx) -> u32 {
+        self.spreads[at(spread.0)].count(machine.0)
+    }
+
+    #[must_use]
+    pub fn machine_count(&self) -> usize {
+        self.places.len()
+    }
+
+    #[must_use]
+    pub fn facts(&self, machine: MachineIdx) -> CellFacts {
+        let (cell, _) = self.places[at(machine.0)];
+        self.cells[cell].facts
+    }
+
+    /// What is free on a machine.
+    #[must_use]
+    pub fn row(&self, machine: MachineIdx) -> Row {
+        let (cell, slot) = self.places[at(machine.0)];
+        self.cells[cell].row(slot)
+    }
+
+    /// Disk slots, addresses and host ports that are free on a machine.
+    #[must_use]
+    pub fn counts(&self, machine: MachineIdx) -> (u8, u8, u16) {
+        let (cell, slot) = self.places[at(machine.0)];
+        let counts = self.cells[cell].counts[at(slot)];
+        (counts.disk_slots, counts.addresses, counts.host_ports)
+    }
+
+    #[must_use]
+    pub fn is_open(&self, machine: MachineIdx) -> bool {
+        let (cell, slot) = self.places[at(machine.0)];
+        self.cells[cell].open[at(slot)]
+    }
+
+    /// Says whether a machine takes replicas: a draining, cordoned or silent one does not.
+    pub fn set_open(&mut self, machine: MachineIdx, is_open: bool) {
+        let (cell, slot) = self.places[at(machine.0)];
+        let cell = &mut self.cells[cell];
+        if cell.open[at(slot)] != is_open {
+            cell.open[at(slot)] = is_open;
+            cell.note(slot);
+        }
+    }
+
+    /// The devices that a request of a class would get on a machine, and its key there; none when it does not fit.
+    #[must_use]
+    pub fn fit(&self, machine: MachineIdx, class: ClassId) -> Option<(u16, DeviceSet)> {
+        let (cell, slot) = self.places[at(machine.0)];
+        let (cell, demand) = (&self.cells[cell], &self.classes[at(class.0)].demand);
+        if !demand::is_compatible(demand, &cell.facts.kind) {
+            return None;
+        }
+        let (key, devices) = score::key(cell, at(slot), demand, &self.mix);
+        (key > 0).then_some((key, devices))
+    }
+
+    /// The best machine for a request as the fleet stands; none when it fits nowhere. Takes nothing.
+    pub fn choose(&mut self, ask: &Ask) -> Option<Choice> {
+        self.asked += 1;
+        self.classes[at(ask.class.0)].last_asked = self.asked;
+        let spread = ask.spread.map(|id| at(id.0));
+        if let Some(machine) = ask.prefer
+            && let Some((_, devices)) = self.fit(machine, ask.class)
+            && spread.is_none_or(|id| self.spreads[id].count(machine.0) < self.spreads[id].rule.machine_max)
+        {
+            return Some(Choice { machine, devices });
+        }
+        let number = at(ask.class.0);
+        let mut best = None;
+        for position in 0..self.classes[number].indexes.len() {
+            let found = self.best_in(number, position, spread);
+            best = best.into_iter().chain(found).min();
+        }
+        if best.is_none() {
+            best = spread.and_then(|spread| self.best_crowded(ask.class, spread));
+        }
+        let (_, _, _, machine) = best?;
+        let machine = MachineIdx(machine);
+        let (_, devices) = self.fit(machine, ask.class).expect("what was found fits");
+        Some(Choice { machine, devices })
+    }
+
+    /// The best machine of a cell that has less than its share of the container's replicas.
+    fn best_in(&mut self, class: usize, position: usize, spread: Option<usize>) -> Option<Rank> {
+        let Self {
+            cells,
+            maxima,
+            classes,
+            spreads,
+            mix,
+            masked,
+            ..
+        } = self;
+        let Class { demand, indexes, .. } = &mut classes[class];
+        let index = &mut indexes[position];
+        let cell = &cells[index.cell];
+        let spread = spread.map(|id| &spreads[id]);
+        let has_room = |slot: usize| {
+            spread.is_none_or(|spread| {
+                let rule = &spread.rule;
+                spread.count(cell.machines[slot]) < rule.machine_share.min(rule.machine_max)
+            })
+        };
+        let found = if index.tree.is_some() {
+            index.catch_up(cell, demand, mix, u64::MAX);
+            let tree = index.tree.as_mut().expect("it was there");
+            // Those with their share are set aside one by one: few are among the best.
+            while let Some((key, slot)) = tree.best()
+                && !has_room(slot)
+            {
+                tree.set(slot, 0);
+                masked.push((slot, key));
+            }
+            let found = tree.best();
+            for (slot, key) in masked.drain(..) {
+                tree.set(slot, key);
+            }
+            found
+        } else {
+            maxima[index.cell].catch_up(cell, u64::MAX);
+            let mut found = None;
+            for slot in maxima[index.cell].slots(cell, demand) {
+                let (key, _) = score::key(cell, slot, demand, mix);
+                if key > found.map_or(0, |(key, _)| key) && has_room(slot) {
+                    found = Some((key, slot));
+                }
+            }
+            found
+        };
+        let zone_count = spread.map_or(0, |spread| spread.zone_count(cell.facts.kind.zone));
+        found.map(|(key, slot)| (0, zone_count, Reverse(key), cell.machines[slot]))
+    }
+
+    /// The best machine among those that have their share of the container's replicas already.
+    fn best_crowded(&self, class: ClassId, spread: usize) -> Option<Rank> {
+        let spread = &self.spreads[spread];
+        let crowded = spread
+            .machines()
+            .filter(|(_, count)| *count < spread.rule.machine_max);
+        let ranked = crowded.filter_map(|(machine, count)| {
+            let (key, _) = self.fit(MachineIdx(machine), class)?;
+            let zone = self.facts(MachineIdx(machine)).kind.zone;
+            let excess = (count + 1).saturating_sub(spread.rule.machine_share);
+            Some((excess, spread.zone_count(zone), Reverse(key), machine))
+        });
+        ranked.min()
+    }
+
+    /// Takes what a choice gives.
+    ///
+    /// # Panics
+    /// When it does not fit (any more).
+    pub fn take(&mut self, ask: &Ask, choice: Choice) {
+        let (cell, slot) = self.places[at(choice.machine.0)];
+        let demand = &self.classes[at(ask.class.0)].demand;
+        self.cells[cell].take(slot, demand, choice.devices);
+        if let Some(spread) = ask.spread {
+            let zone = self.cells[cell].facts.kind.zone;
+            let spread = &mut self.spreads[at(spread.0)];
+            spread.add(choice.machine.0, zone);
+            let spare = self.masked.capacity();
+            if spare < spread.machine_count() {
+                self.masked.reserve(spread.machine_count().next_power_of_two());
+            }
+        }
+    }
+
+    /// Gives back what a replica held.
+    ///
+    /// # Panics
+    /// When more comes back than was taken.
+    pub fn release(&mut self, ask: &Ask, choice: Choice) {
+        let (cell, slot) = self.places[at(choice.machine.0)];
+        let demand = &self.classes[at(ask.class.0)].demand;
+        self.cells[cell].release(slot, demand, choice.devices);
+        if let Some(spread) = ask.spread {
+            let zone = self.cells[cell].facts.kind.zone;
+            self.spreads[at(spread.0)].remove(choice.machine.0, zone);
+        }
+    }
+
+    /// Makes the trees of a class, which is going to be asked for many times.
+    pub fn prepare(&mut self, class: ClassId) {
+        let Self {
+            cells,
+            classes,
+            mix,
+            trees_bytes,
+            ..
+        } = self;
+        let Class { demand, indexes, .. } = &mut classes[at(class.0)];
+        for index in indexes.iter_mut().filter(|index| index.tree.is_none()) {
+            let cell = &cells[index.cell];
+            let tree = Tree::new(cell.len());
+            *trees_bytes += tree.bytes();
+            index.tree = Some(tree);
+            index.rebuild(cell, demand, mix);
+        }
+        if self.trees_bytes > TREES_BYTES_MAX {
+            self.drop_trees(class);
+        }
+    }
+
+    /// Takes their trees from the classes that were asked for least recently, until half of the room is free.
+    fn drop_trees(&mut self, but: ClassId) {
+        let mut order: Vec<usize> = (0..self.classes.len())
+            .filter(|class| *class != at(but.0))
+            .collect();
+        order.sort_by_key(|class| self.classes[*class].last_asked);
+        for class in order {
+            if self.trees_bytes <= TREES_BYTES_MAX / 2 {
+                return;
+            }
+            for index in &mut self.classes[class].indexes {
+                let freed = index.tree.take().map_or(0, |tree| tree.bytes());
+                self.trees_bytes -= freed;
+            }
+            self.classes[class].last_asked = 0;
+        }
+    }
+
+    /// Work between decisions: makes trees for the classes that were asked for and brings trees and maxima up to date, at
+    /// most about so many changes in all. True when nothing is left to do.
+    pub fn settle(&mut self, mut budget: u64) -> bool {
+        for (cell, maxima) in self.cells.iter().zip(&mut self.maxima) {
+            if maxima.is_behind(cell) {
+                let done = maxima.catch_up(cell, budget);
+                budget = budget.saturating_sub(done);
+            }
+        }
+        for _ in 0..self.classes.len() {
+            if budget == 0 {
+                return false;
+            }
+            let number = self.settled % self.classes.len();
+            let class = &mut self.classes[number];
+            if class.last_asked > 0 {
+                if class.indexes.iter().any(|index| index.tree.is_none()) {
+                    let slots: usize = class
+                        .indexes
+                        .iter()
+                        .map(|index| self.cells[index.cell].len())
+                        .sum();
+                    budget = budget.saturating_sub(slots as u64 / 8);
+                    self.prepare(ClassId(
+                        u32::try_from(number).expect("a class number has 32 bits"),
+                    ));
+                }
+                let Self {
+                    cells, classes, mix, ..
+                } = &mut *self;
+                let Class { demand, indexes, .. } = &mut classes[number];
+                for index in indexes {
+                    let done = index.catch_up(&cells[index.cell], demand, mix, budget);
+                    budget = budget.saturating_sub(done);
+                }
+                if budget == 0 {
+                    return false;
+                }
+            }
+            self.settled = number + 1;
+        }
+        true
+    }
+}
+
+/// Replicas beyond the share, replicas of the zone, the key, the machine: the smaller is the better.
+type Rank = (u32, u32, Reverse<u16>, u32);
+
+impl Index {
+    fn new(cell: usize) -> Self {
+        Self {
+            cell,
+            tree: None,
+            seen: 0,
+        }
+    }
+
+    /// Takes in what changed in the cell, at most so many changes; gives how many it looked at.
+    fn catch_up(&mut self, cell: &Cell, demand: &Demand, mix: &Mix, limit: u64) -> u64 {
+        let behind = cell.changes - self.seen;
+        let Some(tree) = self.tree.as_mut().filter(|_| behind > 0) else {
+            return 0;
+        };
+        // To score a machine anew takes about eight times as long out of order as in order; devices always take long.
+        let per_machine = if cell.facts.kind.gpu_model == 0 { 8 } else { 1 };
+        if !tree.holds(cell.len()) || behind > (cell.len() as u64 / per_machine).clamp(64, LOG_LEN as u64) {
+            self.rebuild(cell, demand, mix);
+            return cell.len() as u64 / 8;
+        }
+        let end = self.seen + behind.min(limit);
+        let mut last = u32::MAX;
+        for change in self.seen..end {
+            let slot = cell.changed_slot(change);
+            if slot != last {
+                let (key, _) = score::key(cell, at(slot), demand, mix);
+                tree.set(at(slot), key);
+                last = slot;
+            }
+        }
+        let done = end - self.seen;
+        self.seen = end;
+        done
+    }
+
+    fn rebuild(&mut self, cell: &Cell, demand: &Demand, mix: &Mix) {
+        let tree = self
+            .tree
+            .as_mut()
+            .expect("only an index with a tree is made anew");
+        if !tree.holds(cell.len()) {
+            *tree = Tree::new(cell.len() + cell.len() / 2);
+        }
+        tree.fill(|slot| score::key(cell, slot, demand, mix).0, cell.len());
+        self.seen = cell.changes;
+    }
+}
+
+#[cfg(test)]
+mod tests;

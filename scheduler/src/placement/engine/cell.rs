@@ -1,0 +1,210 @@
+//! The machines of one kind, as a structure of arrays, and the log of which of them changed.
+//!
+//! Invariant: every array has one element for each slot. A slot stays with its machine for ever, so an index kept for one
+//! class of requests needs nothing but the numbers of the slots that changed since it looked last.
+
+use super::demand::{DEVICE_MILLI, Demand, DeviceSet, GpuNeed, Kind, Machine, Row};
+
+/// Changes that the log of a cell remembers. An index that fell further behind is made anew.
+pub(super) const LOG_LEN: usize = 1 << 14;
+
+/// Small counted things of a machine, in one word: disk slots, addresses, host ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Counts {
+    pub disk_slots: u8,
+    pub addresses: u8,
+    pub host_ports: u16,
+}
+
+/// What every score in a cell refers to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CellFacts {
+    pub kind: Kind,
+    pub scale: Row,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Cell {
+    pub facts: CellFacts,
+    pub cpu: Vec<u32>,
+    pub memory: Vec<u64>,
+    pub ephemeral: Vec<u64>,
+    pub devices: Vec<[u16; 8]>,
+    pub counts: Vec<Counts>,
+    /// Whether the machine takes replicas now.
+    pub open: Vec<bool>,
+    /// The machine in each slot: its place in the order of the fleet.
+    pub machines: Vec<u32>,
+    /// Ring of changed slots; element `n` of all time is at `n % LOG_LEN`.
+    log: Vec<u32>,
+    /// Changes so far.
+    pub changes: u64,
+}
+
+/// Bytes that the arrays of a cell hold for each machine.
+pub const BYTES_PER_MACHINE: usize = size_of::<u32>()
+    + 2 * size_of::<u64>()
+    + size_of::<[u16; 8]>()
+    + size_of::<Counts>()
+    + size_of::<bool>()
+    + size_of::<u32>();
+const _: () = assert!(BYTES_PER_MACHINE <= 64, "the promise of 64 bytes a machine");
+
+impl Cell {
+    pub(super) fn new(facts: CellFacts) -> Self {
+        Self {
+            facts,
+            cpu: vec![],
+            memory: vec![],
+            ephemeral: vec![],
+            devices: vec![],
+            counts: vec![],
+            open: vec![],
+            machines: vec![],
+            log: vec![0; LOG_LEN],
+            changes: 0,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.cpu.len()
+    }
+
+    /// Adds a machine that takes replicas; gives its slot.
+    pub(super) fn push(&mut self, machine: u32, facts: &Machine) -> u32 {
+        let slot = u32::try_from(self.len()).expect("a fleet has fewer than 2^32 machines");
+        self.cpu.push(facts.usable.cpu);
+        self.memory.push(facts.usable.memory);
+        self.ephemeral.push(facts.usable.ephemeral);
+        self.devices.push(facts.usable.devices);
+        self.counts.push(Counts {
+            disk_slots: facts.disk_slots,
+            addresses: facts.addresses,
+            host_ports: facts.host_ports,
+        });
+        self.open.push(true);
+        self.machines.push(machine);
+        self.note(slot);
+        slot
+    }
+
+    pub(super) fn row(&self, slot: u32) -> Row {
+        let slot = at(slot);
+        Row {
+            cpu: self.cpu[slot],
+            memory: self.memory[slot],
+            ephemeral: self.ephemeral[slot],
+            devices: self.devices[slot],
+        }
+    }
+
+    /// Remembers that a slot changed.
+    pub(super) fn note(&mut self, slot: u32) {
+        let position = usize::try_from(self.changes % LOG_LEN as u64).expect("below the length of the log");
+        self.log[position] = slot;
+        self.changes += 1;
+    }
+
+    /// The slot of a change that the log still remembers.
+    pub(super) fn changed_slot(&self, change: u64) -> u32 {
+        let position = usize::try_from(change % LOG_LEN as u64).expect("below the length of the log");
+        self.log[position]
+    }
+
+    /// Whether the dynamic part of a demand fits into what is free: everything but the devices.
+    pub(super) fn fits_plain(&self, slot: usize, demand: &Demand) -> bool {
+        let counts = self.counts[slot];
+        self.open[slot]
+            && u64::from(self.cpu[slot]) >= demand.cpu
+            && self.memory[slot] >= demand.memory
+            && self.ephemeral[slot] >= demand.ephemeral
+            && counts.disk_slots >= demand.disk_slots
+            && counts.host_ports >= demand.host_ports
+            && counts.addresses >= demand.addresses
+    }
+
+    /// Takes what the demand asks for.
+    ///
+    /// # Panics
+    /// When it does not fit: the decision was wrong.
+    pub(super) fn take(&mut self, slot: u32, demand: &Demand, devices: DeviceSet) {
+        let index = at(slot);
+        assert!(
+            self.fits_plain(index, demand),
+            "only what fits is taken: {:?} of {:?}",
+            demand,
+            self.row(slot)
+        );
+        self.cpu[index] -= u32::try_from(demand.cpu).expect("a class asks for at most CPU_MAX");
+        self.memory[index] -= demand.memory;
+        self.ephemeral[index] -= demand.ephemeral;
+        let counts = &mut self.counts[index];
+        counts.disk_slots -= demand.disk_slots;
+        counts.addresses -= demand.addresses;
+        counts.host_ports -= demand.host_ports;
+        let free = &mut self.devices[index];
+        assert_device_count(demand.gpu, devices);
+        for device in devices.iter() {
+            let milli = milli_of(demand.gpu);
+            assert!(
+                free[device] >= milli,
+                "device {device} has {} free, {milli} taken",
+                free[device]
+            );
+            free[device] -= milli;
+        }
+        self.note(slot);
+    }
+
+    /// Gives back what [`Self::take`] took.
+    ///
+    /// # Panics
+    /// When a device would have more free than it is.
+    pub(super) fn release(&mut self, slot: u32, demand: &Demand, devices: DeviceSet) {
+        let index = at(slot);
+        let cpu = u32::try_from(demand.cpu).expect("a class asks for at most CPU_MAX");
+        self.cpu[index] = self.cpu[index]
+            .checked_add(cpu)
+            .expect("no more comes back than was taken");
+        self.memory[index] += demand.memory;
+        self.ephemeral[index] += demand.ephemeral;
+        let counts = &mut self.counts[index];
+        counts.disk_slots += demand.disk_slots;
+        counts.addresses += demand.addresses;
+        counts.host_ports += demand.host_ports;
+        let free = &mut self.devices[index];
+        assert_device_count(demand.gpu, devices);
+        for device in devices.iter() {
+            free[device] += milli_of(demand.gpu);
+            assert!(free[device] <= DEVICE_MILLI, "no more comes back than was taken");
+        }
+        self.note(slot);
+    }
+}
+
+fn assert_device_count(need: GpuNeed, devices: DeviceSet) {
+    let count = devices.0.count_ones();
+    let expected = match need {
+        GpuNeed::None => 0,
+        GpuNeed::Whole(count) => u32::from(count),
+        GpuNeed::Share(_) => 1,
+    };
+    assert!(
+        count == expected,
+        "{expected} devices were asked for and {count} given"
+    );
+}
+
+/// What each device of the set gives.
+fn milli_of(need: GpuNeed) -> u16 {
+    match need {
+        GpuNeed::None => 0,
+        GpuNeed::Whole(_) => DEVICE_MILLI,
+        GpuNeed::Share(milli) => milli,
+    }
+}
+
+/// A slot as an index.
+pub(super) fn at(slot: u32) -> usize {
+    usize::try_from(slot).expect("32 bits fit into a usize")
+}
