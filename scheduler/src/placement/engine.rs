@@ -275,8 +275,7 @@ impl Engine {
         let number = at(ask.class.0);
         let mut best = None;
         for position in 0..self.classes[number].indexes.len() {
-            let found = self.best_in(number, position, spread);
-            best = best.into_iter().chain(found).min();
+            best = self.best_in(number, position, spread, best);
         }
         if best.is_none() {
             best = spread.and_then(|spread| self.best_crowded(ask.class, spread));
@@ -287,8 +286,15 @@ impl Engine {
         Some(Choice { machine, devices })
     }
 
-    /// The best machine of a cell that has less than its share of the container's replicas.
-    fn best_in(&mut self, class: usize, position: usize, spread: Option<usize>) -> Option<Rank> {
+    /// The better of what was found so far and the best machine of a cell that has less than its share of the container's
+    /// replicas.
+    fn best_in(
+        &mut self,
+        class: usize,
+        position: usize,
+        spread: Option<usize>,
+        so_far: Option<Rank>,
+    ) -> Option<Rank> {
         let Self {
             cells,
             maxima,
@@ -308,9 +314,15 @@ impl Engine {
                 spread.count(cell.machines[slot]) < rule.machine_share.min(rule.machine_max)
             })
         };
+        let zone_count = spread.map_or(0, |spread| spread.zone_count(cell.facts.kind.zone));
         let found = if index.tree.is_some() {
             index.catch_up(cell, demand, mix, u64::MAX);
             let tree = index.tree.as_mut().expect("it was there");
+            // The root bounds what the cell can offer, so a worse cell is not searched.
+            let bound = (0, zone_count, Reverse(tree.best_key()), 0);
+            if so_far.is_some_and(|rank| rank < bound) {
+                return so_far;
+            }
             // Those with their share are set aside one by one: few are among the best.
             while let Some((key, slot)) = tree.best()
                 && !has_room(slot)
@@ -334,8 +346,8 @@ impl Engine {
             }
             found
         };
-        let zone_count = spread.map_or(0, |spread| spread.zone_count(cell.facts.kind.zone));
-        found.map(|(key, slot)| (0, zone_count, Reverse(key), cell.machines[slot]))
+        let found = found.map(|(key, slot)| (0, zone_count, Reverse(key), cell.machines[slot]));
+        so_far.into_iter().chain(found).min()
     }
 
     /// The best machine among those that have their share of the container's replicas already.
@@ -353,6 +365,16 @@ impl Engine {
         ranked.min()
     }
 
+    /// Says that a replica of a container is on a machine that was added with what the replica holds taken off.
+    pub fn count_in(&mut self, spread: SpreadId, machine: MachineIdx) {
+        let zone = self.facts(machine).kind.zone;
+        self.spreads[at(spread.0)].add(machine.0, zone);
+        let needed = self.spreads[at(spread.0)].machine_count();
+        if self.masked.capacity() < needed {
+            self.masked.reserve(needed.next_power_of_two());
+        }
+    }
+
     /// Takes what a choice gives.
     ///
     /// # Panics
@@ -362,13 +384,7 @@ impl Engine {
         let demand = &self.classes[at(ask.class.0)].demand;
         self.cells[cell].take(slot, demand, choice.devices);
         if let Some(spread) = ask.spread {
-            let zone = self.cells[cell].facts.kind.zone;
-            let spread = &mut self.spreads[at(spread.0)];
-            spread.add(choice.machine.0, zone);
-            let spare = self.masked.capacity();
-            if spare < spread.machine_count() {
-                self.masked.reserve(spread.machine_count().next_power_of_two());
-            }
+            self.count_in(spread, choice.machine);
         }
     }
 

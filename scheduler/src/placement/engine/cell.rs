@@ -4,6 +4,7 @@
 //! class of requests needs nothing but the numbers of the slots that changed since it looked last.
 
 use super::demand::{DEVICE_MILLI, Demand, DeviceSet, GpuNeed, Kind, Machine, Row};
+use super::score::slack;
 
 /// Changes that the log of a cell remembers. An index that fell further behind is made anew.
 pub(super) const LOG_LEN: usize = 1 << 14;
@@ -31,6 +32,8 @@ pub(super) struct Cell {
     pub ephemeral: Vec<u64>,
     pub devices: Vec<[u16; 8]>,
     pub counts: Vec<Counts>,
+    /// What [`slack()`] says of the machine now.
+    pub slack: Vec<u16>,
     /// Whether the machine takes replicas now.
     pub open: Vec<bool>,
     /// The machine in each slot: its place in the order of the fleet.
@@ -46,6 +49,7 @@ pub const BYTES_PER_MACHINE: usize = size_of::<u32>()
     + 2 * size_of::<u64>()
     + size_of::<[u16; 8]>()
     + size_of::<Counts>()
+    + size_of::<u16>()
     + size_of::<bool>()
     + size_of::<u32>();
 const _: () = assert!(BYTES_PER_MACHINE <= 64, "the promise of 64 bytes a machine");
@@ -59,6 +63,7 @@ impl Cell {
             ephemeral: vec![],
             devices: vec![],
             counts: vec![],
+            slack: vec![],
             open: vec![],
             machines: vec![],
             log: vec![0; LOG_LEN],
@@ -82,6 +87,7 @@ impl Cell {
             addresses: facts.addresses,
             host_ports: facts.host_ports,
         });
+        self.slack.push(slack(&self.facts.scale, &facts.usable));
         self.open.push(true);
         self.machines.push(machine);
         self.note(slot);
@@ -96,6 +102,12 @@ impl Cell {
             ephemeral: self.ephemeral[slot],
             devices: self.devices[slot],
         }
+    }
+
+    /// What is free has changed.
+    fn changed(&mut self, slot: u32) {
+        self.slack[at(slot)] = slack(&self.facts.scale, &self.row(slot));
+        self.note(slot);
     }
 
     /// Remembers that a slot changed.
@@ -153,7 +165,7 @@ impl Cell {
             );
             free[device] -= milli;
         }
-        self.note(slot);
+        self.changed(slot);
     }
 
     /// Gives back what [`Self::take`] took.
@@ -178,7 +190,7 @@ impl Cell {
             free[device] += milli_of(demand.gpu);
             assert!(free[device] <= DEVICE_MILLI, "no more comes back than was taken");
         }
-        self.note(slot);
+        self.changed(slot);
     }
 }
 

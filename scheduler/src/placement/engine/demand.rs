@@ -172,7 +172,7 @@ pub enum MachineFault {
     },
     #[error("device {device} reports {milli} thousandths; it has at most 1000")]
     Device { device: usize, milli: u16 },
-    #[error("it has GPUs and no GPU model, or a model and no GPU")]
+    #[error("it has GPUs and no GPU model, or a model and no GPU by its profile")]
     ModelWithoutDevices,
     #[error("GPU model {0} is not below 64")]
     ModelNumber(u16),
@@ -202,8 +202,10 @@ pub(super) fn machine_faults(machine: &Machine) -> Vec<MachineFault> {
             milli: *milli,
         }));
     }
-    let has_devices = machine.usable.largest_device() > 0;
-    if has_devices != (machine.kind.gpu_model != 0) {
+    let has_model = machine.kind.gpu_model != 0;
+    // All its devices may be taken already, so the profile tells.
+    let has_devices = machine.scale.largest_device() > 0;
+    if has_devices != has_model || (machine.usable.largest_device() > 0 && !has_model) {
         faults.push(MachineFault::ModelWithoutDevices);
     }
     if machine.kind.gpu_model >= 64 {

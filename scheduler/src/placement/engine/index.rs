@@ -81,10 +81,14 @@ impl Tree {
         }
     }
 
+    /// The highest key; zero when nothing fits.
+    pub(super) fn best_key(&self) -> u16 {
+        max_of(self.levels.last().expect("a tree has a level"))
+    }
+
     /// The highest key and the lowest slot that has it; none when nothing fits.
     pub(super) fn best(&self) -> Option<(u16, usize)> {
-        let top = self.levels.last().expect("a tree has a level");
-        let key = max_of(top);
+        let key = self.best_key();
         if key == 0 {
             return None;
         }

@@ -1,11 +1,11 @@
 //! How good a machine is for a request: the key of the class index.
 //!
-//! Without GPUs it is best fit: what would be left of the machine, as shares of what a machine of its group has, averaged
-//! over the dimensions that such a machine has. In a cell with GPUs the devices decide first; see [`super::gpu`].
+//! Without GPUs it is best fit: the machine with the least [`slack`]. In a cell with GPUs the devices decide first; see
+//! [`super::gpu`].
 //!
 //! All in integers, so that a replay decides the same on every machine.
 
-use super::cell::{Cell, CellFacts};
+use super::cell::Cell;
 use super::demand::{Demand, DeviceSet, GpuNeed, Row};
 use super::gpu::Mix;
 
@@ -19,7 +19,7 @@ pub(super) fn key(cell: &Cell, slot: usize, demand: &Demand, mix: &Mix) -> (u16,
     }
     if cell.facts.kind.gpu_model == 0 {
         return match demand.gpu {
-            GpuNeed::None => (fit_key(&cell.facts, cell, slot, demand), DeviceSet::default()),
+            GpuNeed::None => (KEY_MAX - cell.slack[slot], DeviceSet::default()),
             GpuNeed::Whole(_) | GpuNeed::Share(_) => (0, DeviceSet::default()),
         };
     }
@@ -35,23 +35,22 @@ pub(super) fn key(cell: &Cell, slot: usize, demand: &Demand, mix: &Mix) -> (u16,
     }
 }
 
-/// Best fit: the less is left, the higher the key.
-fn fit_key(facts: &CellFacts, cell: &Cell, slot: usize, demand: &Demand) -> u16 {
-    let scale = &facts.scale;
-    let left = [
-        (u64::from(cell.cpu[slot]) - demand.cpu, u64::from(scale.cpu)),
-        (cell.memory[slot] - demand.memory, scale.memory),
-        (cell.ephemeral[slot] - demand.ephemeral, scale.ephemeral),
+/// What is free on a machine as shares of what a machine of its group has, averaged over the dimensions that such a machine
+/// has, in 1/65534. Best fit takes the machine with the least: what a request takes is the same everywhere in a cell.
+pub(super) fn slack(scale: &Row, free: &Row) -> u16 {
+    let dimensions = [
+        (u64::from(free.cpu), u64::from(scale.cpu)),
+        (free.memory, scale.memory),
+        (free.ephemeral, scale.ephemeral),
     ];
-    let (mut sum, mut dimensions) = (0, 0);
-    for (left, scale) in left {
+    let (mut sum, mut count) = (0, 0);
+    for (free, scale) in dimensions {
         if scale > 0 {
-            sum += share(left, scale);
-            dimensions += 1;
+            sum += share(free, scale);
+            count += 1;
         }
     }
-    let average = sum / std::cmp::max(dimensions, 1);
-    KEY_MAX - u16::try_from(average).unwrap_or(KEY_MAX - 1)
+    u16::try_from(sum / std::cmp::max(count, 1)).unwrap_or(KEY_MAX - 1)
 }
 
 /// `part` of `whole` in 1/65534, at most 65534; `whole` is not zero. Amounts are below 2^52, so twelve bits are to spare.
