@@ -14,6 +14,7 @@
 
 pub mod engine;
 mod fleet;
+pub mod repack;
 mod unplaced;
 
 use std::cmp::Ordering;
