@@ -282,6 +282,7 @@ mod tests {
             machine_id: machine.parse().unwrap(),
             ip: IpAddr::from([10, 244, if machine == "m1" { 0 } else { 1 }, host]),
             host_port: None,
+            chosen: None,
             at: town.now.wall,
         })
     }

@@ -13,7 +13,7 @@ use crate::entry::{Entry, MachineHealthState, Placed, StopCause};
 use crate::liveness::{self, Freeze, Limits};
 use crate::placement::{self, Fleet, Place, Request, Unplaced};
 use crate::reconcile::{self, Plan, Purpose, Start, Wait, WaitReason};
-use crate::world::{Now, Observed, World};
+use crate::world::{Allocated, Now, Observed, World};
 
 /// What to append, in this order, and why nothing else.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -222,6 +222,7 @@ impl Draft<'_> {
             machine_id: place.machine_id,
             ip: place.ip,
             host_port: place.host_port,
+            chosen: Some(place.chosen),
             at: self.now.wall,
         };
         self.push(Entry::ReplicaPlaced(placed));
@@ -322,9 +323,10 @@ pub(crate) fn request<'a>(
         .expect("only containers that are there ask for places");
     Request {
         spec: &container.spec,
+        amounts: Allocated::of(&container.spec),
         ordinal,
-        replicas: container.wanted(),
         instead_of,
+        prefer: ordinal.and_then(|ordinal| container.last_machines.get(&ordinal)),
     }
 }
 

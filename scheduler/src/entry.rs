@@ -20,6 +20,8 @@ use berth_api::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 
+use crate::placement::Chosen;
+
 /// Version of [`Record`]. A reader refuses a higher one.
 pub const RECORD_VERSION: u32 = 1;
 
@@ -191,6 +193,9 @@ pub struct Placed {
     pub ip: IpAddr,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_port: Option<u16>,
+    /// Why this machine; unknown for replicas placed before this was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<Chosen>,
     pub at: Timestamp,
 }
 

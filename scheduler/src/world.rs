@@ -24,6 +24,7 @@ use berth_api::units::{Bytes, Cpu};
 use serde::{Deserialize, Serialize};
 
 use crate::entry::{Entry, MachineHealthState, StopCause, TokenDigest, TokenKind};
+use crate::placement::Chosen;
 
 pub use apply::ApplyError;
 pub(crate) use apply::{HOST_MAX, HOST_MIN};
@@ -98,6 +99,9 @@ pub struct Container {
     /// Replicas that found no place at the last decision, and since when there is any.
     pub unplaced: u32,
     pub unplaced_since: Option<Timestamp>,
+    /// Where each ordinal was placed last: it goes back there when it can.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub last_machines: BTreeMap<u32, MachineId>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
@@ -116,6 +120,9 @@ pub struct Replica {
     pub placed_at: Timestamp,
     /// Rises with each placement of the cluster: the age of the replica.
     pub sequence: u64,
+    /// Why this machine; unknown for replicas placed before this was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<Chosen>,
     pub stopping: Option<Stopping>,
 }
 

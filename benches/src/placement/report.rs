@@ -9,64 +9,64 @@ use serde::Serialize;
 
 /// What every benchmark is given.
 #[derive(Debug)]
-pub struct Context {
+pub(crate) struct Context {
     /// Where the public traces lie, when they are there.
-    pub data: Option<PathBuf>,
+    pub(crate) data: Option<PathBuf>,
     /// Where results and caches go: `target/bench/placement`.
-    pub out: PathBuf,
+    pub(crate) out: PathBuf,
     /// Less of everything: to see whether it runs, not to quote.
-    pub is_quick: bool,
+    pub(crate) is_quick: bool,
 }
 
 /// A benchmark and what it is called.
 #[derive(Clone, Copy)]
-pub struct Benchmark {
-    pub name: &'static str,
-    pub title: &'static str,
-    pub run: fn(&Context) -> anyhow::Result<Outcome>,
+pub(crate) struct Benchmark {
+    pub(crate) name: &'static str,
+    pub(crate) title: &'static str,
+    pub(crate) run: fn(&Context) -> anyhow::Result<Outcome>,
 }
 
 /// What a benchmark found.
 #[derive(Debug, Default, Serialize)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// What was measured and how, in a few sentences.
-    pub text: String,
-    pub tables: Vec<Table>,
-    pub promises: Vec<Promise>,
+    pub(crate) text: String,
+    pub(crate) tables: Vec<Table>,
+    pub(crate) promises: Vec<Promise>,
     #[serde(skip)]
-    pub pictures: Vec<Picture>,
+    pub(crate) pictures: Vec<Picture>,
     /// What could not be measured, and why.
-    pub missing: Vec<String>,
+    pub(crate) missing: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
-pub struct Table {
-    pub title: String,
-    pub columns: Vec<String>,
-    pub rows: Vec<Vec<String>>,
+pub(crate) struct Table {
+    pub(crate) title: String,
+    pub(crate) columns: Vec<String>,
+    pub(crate) rows: Vec<Vec<String>>,
 }
 
 /// A figure of SPECIFICATION.md and whether it was reached.
 #[derive(Debug, Serialize)]
-pub struct Promise {
-    pub name: String,
-    pub value: String,
-    pub bound: String,
-    pub held: bool,
+pub(crate) struct Promise {
+    pub(crate) name: String,
+    pub(crate) value: String,
+    pub(crate) bound: String,
+    pub(crate) held: bool,
 }
 
 /// An SVG.
 #[derive(Debug)]
-pub struct Picture {
+pub(crate) struct Picture {
     /// File name without directory, ending in `.svg`.
-    pub file: String,
-    pub title: String,
-    pub svg: String,
+    pub(crate) file: String,
+    pub(crate) title: String,
+    pub(crate) svg: String,
 }
 
 impl Context {
     /// Reads `BERTH_BENCH_DATA`, `BERTH_BENCH_OUT` and `BERTH_BENCH_QUICK`.
-    pub fn from_env() -> anyhow::Result<Self> {
+    pub(crate) fn from_env() -> anyhow::Result<Self> {
         let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
         let data = variable("BERTH_BENCH_DATA").unwrap_or_else(|| PathBuf::from("../shared/bench-data"));
         let out = variable("BERTH_BENCH_OUT").unwrap_or_else(|| PathBuf::from("target/bench/placement"));
@@ -80,7 +80,7 @@ impl Context {
 
     /// A folder of the data, when it is there.
     #[must_use]
-    pub fn data_folder(&self, name: &str) -> Option<PathBuf> {
+    pub(crate) fn data_folder(&self, name: &str) -> Option<PathBuf> {
         let folder = self.data.as_ref()?.join(name);
         folder.is_dir().then_some(folder)
     }
@@ -88,7 +88,7 @@ impl Context {
 
 impl Table {
     #[must_use]
-    pub fn new(title: impl Into<String>, columns: &[&str]) -> Self {
+    pub(crate) fn new(title: impl Into<String>, columns: &[&str]) -> Self {
         Self {
             title: title.into(),
             columns: columns.iter().map(|&column| column.to_owned()).collect(),
@@ -98,7 +98,7 @@ impl Table {
 
     /// # Panics
     /// When the row has another number of cells than the table has columns.
-    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         let cells: Vec<String> = cells.into_iter().collect();
         assert!(cells.len() == self.columns.len(), "{}: {cells:?}", self.title);
         self.rows.push(cells);
@@ -112,7 +112,10 @@ impl Table {
             }
         }
         let line = |cells: &[String]| {
-            let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+            let padded = cells
+                .iter()
+                .zip(&widths)
+                .map(|(cell, width)| format!("{cell:<width$}"));
             format!("| {} |\n", padded.collect::<Vec<_>>().join(" | "))
         };
         let rule: Vec<String> = widths.iter().map(|width| "-".repeat((*width).max(3))).collect();
@@ -126,7 +129,7 @@ impl Table {
 
 /// All outcomes of one run.
 #[derive(Debug)]
-pub struct Report<'a> {
+pub(crate) struct Report<'a> {
     context: &'a Context,
     sections: Vec<String>,
     pictures: Vec<PathBuf>,
@@ -139,7 +142,7 @@ const REPORT_PICTURES: &str = "docs/placement";
 
 impl<'a> Report<'a> {
     #[must_use]
-    pub fn new(context: &'a Context) -> Self {
+    pub(crate) fn new(context: &'a Context) -> Self {
         Self {
             context,
             sections: vec![],
@@ -149,7 +152,7 @@ impl<'a> Report<'a> {
     }
 
     /// Writes the results of a benchmark and prints them.
-    pub fn add(&mut self, benchmark: &Benchmark, outcome: Outcome) -> anyhow::Result<()> {
+    pub(crate) fn add(&mut self, benchmark: &Benchmark, outcome: Outcome) -> anyhow::Result<()> {
         let mut text = format!("## {}\n\n{}\n", benchmark.title, outcome.text.trim());
         for table in &outcome.tables {
             write!(text, "\n{}", table.markdown())?;
@@ -158,7 +161,8 @@ impl<'a> Report<'a> {
             let mut table = Table::new("Promises", &["figure", "measured", "promise", "held"]);
             for promise in &outcome.promises {
                 let held = if promise.held { "yes" } else { "MISSED" };
-                table.row([&promise.name, &promise.value, &promise.bound, &held.to_owned()].map(Clone::clone));
+                table
+                    .row([&promise.name, &promise.value, &promise.bound, &held.to_owned()].map(Clone::clone));
             }
             write!(text, "\n{}", table.markdown())?;
         }
@@ -182,18 +186,25 @@ impl<'a> Report<'a> {
     }
 
     /// Says what was missed; writes the page for people when asked to. A missed promise is no failure of the run.
-    pub fn finish(self, write_report: bool) -> anyhow::Result<()> {
+    pub(crate) fn finish(self, write_report: bool) -> anyhow::Result<()> {
         if write_report {
             fs::create_dir_all(REPORT_PICTURES)?;
             for picture in &self.pictures {
                 let name = picture.file_name().context("a picture has a name")?;
                 fs::copy(picture, Path::new(REPORT_PICTURES).join(name))?;
             }
-            let quick = if self.context.is_quick { "\nA quick run: not to be quoted.\n" } else { "" };
+            let quick = if self.context.is_quick {
+                "\nA quick run: not to be quoted.\n"
+            } else {
+                ""
+            };
             let head = format!(
                 "# Placement: measured\n\nWritten by `make bench-placement`; benches/README.md says how each figure is made and where its data come from.\n{quick}"
             );
-            write(Path::new(REPORT), &format!("{head}\n{}", self.sections.join("\n")))?;
+            write(
+                Path::new(REPORT),
+                &format!("{head}\n{}", self.sections.join("\n")),
+            )?;
         }
         if self.missed.is_empty() {
             print("every promise that was measured is held\n");

@@ -156,6 +156,9 @@ impl Context<'_> {
             ("revision".to_owned(), replica.revision.to_string()),
             ("placed".to_owned(), replica.placed_at.to_string()),
         ];
+        if let Some(chosen) = &replica.chosen {
+            facts.push(("why there".to_owned(), chosen.to_string()));
+        }
         if self.world.is_outdated(replica) {
             facts.push((
                 "outdated".to_owned(),

@@ -70,6 +70,9 @@ pub struct Choice {
 const MACHINES_MAX: usize = 1 << 24;
 /// Cells that a fleet can have.
 const CELLS_MAX: usize = 1 << 16;
+/// From so many machines with replicas of a container on, its requests keep trees of their own, in which the machines
+/// that have their share count as full; below, those are set aside one by one for each request.
+const BOUND_MIN: usize = if cfg!(test) { 3 } else { 32 };
 /// Bytes that all trees together may take. Beyond it the classes that were asked for least recently lose theirs.
 const TREES_BYTES_MAX: usize = 1 << 29;
 
@@ -82,6 +85,8 @@ pub struct Engine {
     places: Vec<(usize, u32)>,
     classes: Vec<Class>,
     class_ids: BTreeMap<Demand, ClassId>,
+    /// The class of a container with many replicas, by its demand's class.
+    bound_ids: BTreeMap<(ClassId, SpreadId), ClassId>,
     spreads: Vec<SpreadState>,
     mix: Mix,
     /// Requests so far: tells which class was asked for least recently.
@@ -96,6 +101,8 @@ pub struct Engine {
 #[derive(Debug, Clone)]
 struct Class {
     demand: Demand,
+    /// The container whose share counts in the keys; see [`BOUND_MIN`].
+    bound: Option<SpreadId>,
     indexes: Vec<Index>,
     /// Request that asked for it last; zero for never.
     last_asked: u64,
@@ -177,16 +184,33 @@ impl Engine {
         if !faults.is_empty() {
             return Err(faults);
         }
+        let id = self.add_class(demand, None);
+        self.class_ids.insert(*demand, id);
+        Ok(id)
+    }
+
+    fn add_class(&mut self, demand: &Demand, bound: Option<SpreadId>) -> ClassId {
         let id = ClassId(u32::try_from(self.classes.len()).expect("fewer than 2^32 classes"));
         let cells = self.cells.iter().enumerate();
         let compatible = cells.filter(|(_, cell)| demand::is_compatible(demand, &cell.facts.kind));
         self.classes.push(Class {
             demand: *demand,
+            bound,
             indexes: compatible.map(|(number, _)| Index::new(number)).collect(),
             last_asked: 0,
         });
-        self.class_ids.insert(*demand, id);
-        Ok(id)
+        id
+    }
+
+    /// Gives the requests of a container with many replicas trees of their own.
+    fn bind(&mut self, class: ClassId, spread: SpreadId) {
+        let is_large = self.spreads[at(spread.0)].machine_count() >= BOUND_MIN;
+        if is_large && !self.bound_ids.contains_key(&(class, spread)) {
+            let demand = *self.demand(class);
+            let bound = self.add_class(&demand, Some(spread));
+            self.bound_ids.insert((class, spread), bound);
+            self.prepare(bound);
+        }
     }
 
     #[must_use]
@@ -205,6 +229,17 @@ impl Engine {
     #[must_use]
     pub fn count_on(&self, spread: SpreadId, machine: MachineIdx) -> u32 {
         self.spreads[at(spread.0)].count(machine.0)
+    }
+
+    /// Replicas of a container in a zone; none when its zones do not matter.
+    #[must_use]
+    pub fn count_in_zone(&self, spread: SpreadId, zone: u16) -> u32 {
+        self.spreads[at(spread.0)].zone_count(zone)
+    }
+
+    #[must_use]
+    pub fn spread_rule(&self, spread: SpreadId) -> Spread {
+        self.spreads[at(spread.0)].rule
     }
 
     #[must_use]
@@ -264,7 +299,6 @@ impl Engine {
     /// The best machine for a request as the fleet stands; none when it fits nowhere. Takes nothing.
     pub fn choose(&mut self, ask: &Ask) -> Option<Choice> {
         self.asked += 1;
-        self.classes[at(ask.class.0)].last_asked = self.asked;
         let spread = ask.spread.map(|id| at(id.0));
         if let Some(machine) = ask.prefer
             && let Some((_, devices)) = self.fit(machine, ask.class)
@@ -272,7 +306,11 @@ impl Engine {
         {
             return Some(Choice { machine, devices });
         }
-        let number = at(ask.class.0);
+        let bound = ask
+            .spread
+            .and_then(|spread| self.bound_ids.get(&(ask.class, spread)));
+        let number = at(bound.unwrap_or(&ask.class).0);
+        self.classes[number].last_asked = self.asked;
         let mut best = None;
         for position in 0..self.classes[number].indexes.len() {
             best = self.best_in(number, position, spread, best);
@@ -304,19 +342,24 @@ impl Engine {
             masked,
             ..
         } = self;
-        let Class { demand, indexes, .. } = &mut classes[class];
+        let Class {
+            demand,
+            bound,
+            indexes,
+            ..
+        } = &mut classes[class];
         let index = &mut indexes[position];
         let cell = &cells[index.cell];
         let spread = spread.map(|id| &spreads[id]);
-        let has_room = |slot: usize| {
-            spread.is_none_or(|spread| {
-                let rule = &spread.rule;
-                spread.count(cell.machines[slot]) < rule.machine_share.min(rule.machine_max)
-            })
+        let has_room = |slot: usize| spread.is_none_or(|spread| spread.has_room(cell.machines[slot]));
+        let key = Keys {
+            demand,
+            mix,
+            bound: bound.and(spread),
         };
         let zone_count = spread.map_or(0, |spread| spread.zone_count(cell.facts.kind.zone));
         let found = if index.tree.is_some() {
-            index.catch_up(cell, demand, mix, u64::MAX);
+            index.catch_up(cell, &key, u64::MAX);
             let tree = index.tree.as_mut().expect("it was there");
             // The root bounds what the cell can offer, so a worse cell is not searched.
             let bound = (0, zone_count, Reverse(tree.best_key()), 0);
@@ -339,7 +382,7 @@ impl Engine {
             maxima[index.cell].catch_up(cell, u64::MAX);
             let mut found = None;
             for slot in maxima[index.cell].slots(cell, demand) {
-                let (key, _) = score::key(cell, slot, demand, mix);
+                let key = key.of(cell, slot);
                 if key > found.map_or(0, |(key, _)| key) && has_room(slot) {
                     found = Some((key, slot));
                 }
@@ -367,8 +410,10 @@ impl Engine {
 
     /// Says that a replica of a container is on a machine that was added with what the replica holds taken off.
     pub fn count_in(&mut self, spread: SpreadId, machine: MachineIdx) {
-        let zone = self.facts(machine).kind.zone;
+        let (cell, slot) = self.places[at(machine.0)];
+        let zone = self.cells[cell].facts.kind.zone;
         self.spreads[at(spread.0)].add(machine.0, zone);
+        self.cells[cell].note(slot);
         let needed = self.spreads[at(spread.0)].machine_count();
         if self.masked.capacity() < needed {
             self.masked.reserve(needed.next_power_of_two());
@@ -385,6 +430,7 @@ impl Engine {
         self.cells[cell].take(slot, demand, choice.devices);
         if let Some(spread) = ask.spread {
             self.count_in(spread, choice.machine);
+            self.bind(ask.class, spread);
         }
     }
 
@@ -409,15 +455,26 @@ impl Engine {
             classes,
             mix,
             trees_bytes,
+            spreads,
             ..
         } = self;
-        let Class { demand, indexes, .. } = &mut classes[at(class.0)];
+        let Class {
+            demand,
+            bound,
+            indexes,
+            ..
+        } = &mut classes[at(class.0)];
+        let keys = Keys {
+            demand,
+            mix,
+            bound: bound.map(|spread| &spreads[at(spread.0)]),
+        };
         for index in indexes.iter_mut().filter(|index| index.tree.is_none()) {
             let cell = &cells[index.cell];
             let tree = Tree::new(cell.len());
             *trees_bytes += tree.bytes();
             index.tree = Some(tree);
-            index.rebuild(cell, demand, mix);
+            index.rebuild(cell, &keys);
         }
         if self.trees_bytes > TREES_BYTES_MAX {
             self.drop_trees(class);
@@ -470,11 +527,25 @@ impl Engine {
                     ));
                 }
                 let Self {
-                    cells, classes, mix, ..
+                    cells,
+                    classes,
+                    mix,
+                    spreads,
+                    ..
                 } = &mut *self;
-                let Class { demand, indexes, .. } = &mut classes[number];
+                let Class {
+                    demand,
+                    bound,
+                    indexes,
+                    ..
+                } = &mut classes[number];
+                let keys = Keys {
+                    demand,
+                    mix,
+                    bound: bound.map(|spread| &spreads[at(spread.0)]),
+                };
                 for index in indexes {
-                    let done = index.catch_up(&cells[index.cell], demand, mix, budget);
+                    let done = index.catch_up(&cells[index.cell], &keys, budget);
                     budget = budget.saturating_sub(done);
                 }
                 if budget == 0 {
@@ -490,6 +561,25 @@ impl Engine {
 /// Replicas beyond the share, replicas of the zone, the key, the machine: the smaller is the better.
 type Rank = (u32, u32, Reverse<u16>, u32);
 
+/// What decides the keys of a class.
+struct Keys<'a> {
+    demand: &'a Demand,
+    mix: &'a Mix,
+    bound: Option<&'a SpreadState>,
+}
+
+impl Keys<'_> {
+    fn of(&self, cell: &Cell, slot: usize) -> u16 {
+        if self
+            .bound
+            .is_some_and(|spread| !spread.has_room(cell.machines[slot]))
+        {
+            return 0;
+        }
+        score::key(cell, slot, self.demand, self.mix).0
+    }
+}
+
 impl Index {
     fn new(cell: usize) -> Self {
         Self {
@@ -500,7 +590,7 @@ impl Index {
     }
 
     /// Takes in what changed in the cell, at most so many changes; gives how many it looked at.
-    fn catch_up(&mut self, cell: &Cell, demand: &Demand, mix: &Mix, limit: u64) -> u64 {
+    fn catch_up(&mut self, cell: &Cell, keys: &Keys<'_>, limit: u64) -> u64 {
         let behind = cell.changes - self.seen;
         let Some(tree) = self.tree.as_mut().filter(|_| behind > 0) else {
             return 0;
@@ -508,7 +598,7 @@ impl Index {
         // To score a machine anew takes about eight times as long out of order as in order; devices always take long.
         let per_machine = if cell.facts.kind.gpu_model == 0 { 8 } else { 1 };
         if !tree.holds(cell.len()) || behind > (cell.len() as u64 / per_machine).clamp(64, LOG_LEN as u64) {
-            self.rebuild(cell, demand, mix);
+            self.rebuild(cell, keys);
             return cell.len() as u64 / 8;
         }
         let end = self.seen + behind.min(limit);
@@ -516,8 +606,7 @@ impl Index {
         for change in self.seen..end {
             let slot = cell.changed_slot(change);
             if slot != last {
-                let (key, _) = score::key(cell, at(slot), demand, mix);
-                tree.set(at(slot), key);
+                tree.set(at(slot), keys.of(cell, at(slot)));
                 last = slot;
             }
         }
@@ -526,7 +615,7 @@ impl Index {
         done
     }
 
-    fn rebuild(&mut self, cell: &Cell, demand: &Demand, mix: &Mix) {
+    fn rebuild(&mut self, cell: &Cell, keys: &Keys<'_>) {
         let tree = self
             .tree
             .as_mut()
@@ -534,7 +623,7 @@ impl Index {
         if !tree.holds(cell.len()) {
             *tree = Tree::new(cell.len() + cell.len() / 2);
         }
-        tree.fill(|slot| score::key(cell, slot, demand, mix).0, cell.len());
+        tree.fill(|slot| keys.of(cell, slot), cell.len());
         self.seen = cell.changes;
     }
 }

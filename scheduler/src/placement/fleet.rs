@@ -1,25 +1,38 @@
-//! The machines as placement sees them: what is free, what is taken.
+//! A cluster as the engine sees it: names become numbers, machines become rows of what is free.
+//!
+//! Beside the engine's arrays a fleet keeps what only a chosen machine needs: which addresses and host ports are free.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use berth_api::container::HOST_PORTS;
+use berth_api::cluster::Platform;
+use berth_api::container::{ContainerSpec, HOST_PORTS};
 use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId, Zone};
 use berth_api::machine::MachineStatus;
-use berth_api::units::Bytes;
 use berth_api::volume::VolumeTarget;
 
-use super::{Filter, Place, Request, Share};
-use crate::world::{Allocated, Machine, World};
+use super::engine::{
+    Ask, CPU_MAX, ClassId, DEVICE_MILLI, DEVICES_MAX, Demand, DemandFault, Engine, GpuNeed, Kind, MachineIdx,
+    Row, Spread, SpreadId,
+};
+use super::{Chosen, Place, Request, Rule, Share};
+use crate::world::{Allocated, Container, HOST_MAX, HOST_MIN, Machine, World};
 
 /// All machines of a cluster and who writes which volume.
 #[derive(Debug, Clone)]
 pub struct Fleet {
+    pub(super) engine: Engine,
     slots: Vec<Slot>,
-    /// What a new machine of a group offers at most, and how many there may be: (profile, gpu type, maximum).
+    by_id: BTreeMap<MachineId, usize>,
+    /// The slot of each machine that the engine knows.
+    by_index: Vec<usize>,
+    /// What a new machine of a group offers at most, and how many there may be.
     pub(super) groups: BTreeMap<GroupId, Group>,
     /// Disk or directory, and the replica that may still write to it.
     writers: BTreeMap<(&'static str, String), ReplicaId>,
+    spreads: BTreeMap<ContainerName, SpreadId>,
+    numbers: Numbers,
+    disk_slots: u8,
 }
 
 #[derive(Debug, Clone)]
@@ -29,6 +42,15 @@ pub(super) struct Group {
     pub max_size: u32,
 }
 
+/// The engine's numbers for names.
+#[derive(Debug, Clone, Default)]
+struct Numbers {
+    groups: BTreeMap<GroupId, u16>,
+    zones: BTreeMap<Zone, u16>,
+    /// From 1: zero is a machine without GPUs.
+    gpu_types: BTreeMap<String, u16>,
+}
+
 /// One machine.
 #[derive(Debug, Clone)]
 pub struct Slot {
@@ -36,30 +58,53 @@ pub struct Slot {
     pub group: GroupId,
     pub zone: Zone,
     pub status: MachineStatus,
+    /// What replicas may use in all.
     pub usable: Allocated,
-    pub free: Allocated,
     pub gpu_type: Option<String>,
+    /// None for a machine whose report is absurd: nothing is placed there.
+    pub(super) index: Option<MachineIdx>,
     /// First three octets of its addresses.
     network: [u8; 3],
-    /// Host numbers in use.
-    hosts: BTreeSet<u8>,
+    /// Host numbers in use, one bit each.
+    hosts: [u64; 4],
     next_host: u8,
     host_ports: BTreeSet<u16>,
-    counts: BTreeMap<ContainerName, u32>,
 }
 
-/// First and last host number given away; see `world::apply`.
-const HOSTS: std::ops::RangeInclusive<u8> = crate::world::HOST_MIN..=crate::world::HOST_MAX;
+/// A machine that a fleet is to have besides those of the world: one that might be bought.
+#[derive(Debug, Clone)]
+pub struct Newcomer {
+    pub machine_id: MachineId,
+    pub group: GroupId,
+    pub zone: Zone,
+    pub usable: Allocated,
+    pub gpu_type: Option<String>,
+}
+
+/// Cloud disks that a machine can hold beside its own, when nobody says better: what the CSI drivers of the clouds assume
+/// for a machine type they do not know (EBS 25 on Nitro, GCE PD 127, Azure Disk 16).
+fn disk_slots(platform: Platform) -> u8 {
+    match platform {
+        Platform::Aws => 25,
+        Platform::Gcp => 127,
+        Platform::Azure => 16,
+        Platform::Local => u8::MAX,
+    }
+}
+
+/// A container's replicas spread over this many machines before any of them takes more.
+const SPREAD_MACHINES: u32 = 3;
+
+/// From this many of a container's replicas on a machine, others are preferred: a third of them, rounded up, or half of two.
+fn machine_share(replicas: u32) -> u32 {
+    let machines = replicas.clamp(1, SPREAD_MACHINES);
+    replicas.div_ceil(machines).max(1)
+}
 
 impl Fleet {
     /// The fleet as it stands. Stopping replicas hold what they have, but do not count for the spread.
     #[must_use]
     pub fn of(world: &World) -> Self {
-        let slots = world
-            .machines()
-            .values()
-            .map(|machine| Slot::of(world, machine))
-            .collect();
         let groups = world.spec().capacity_groups.iter().map(|group| {
             let profile = Allocated {
                 cpu: group.profile.cpu,
@@ -78,17 +123,156 @@ impl Fleet {
             let volume = world.spec_of(replica).volume(replica.ordinal?)?;
             Some((disk(&volume.volume), replica.replica_id.clone()))
         });
-        Self {
-            slots,
+        let mut fleet = Self {
+            engine: Engine::new(),
+            slots: vec![],
+            by_id: BTreeMap::new(),
+            by_index: vec![],
             groups: groups.collect(),
             writers: writers.collect(),
+            spreads: BTreeMap::new(),
+            numbers: Numbers::default(),
+            disk_slots: disk_slots(world.spec().platform),
+        };
+        for (name, container) in world.containers() {
+            fleet.add_container(name, container);
+        }
+        for machine in world.machines().values() {
+            fleet.add_machine(world, machine);
+        }
+        fleet
+    }
+
+    fn add_container(&mut self, name: &ContainerName, container: &Container) {
+        let rule = Spread {
+            machine_share: machine_share(container.wanted()),
+            machine_max: u32::MAX,
+            zones: true,
+        };
+        let id = self.engine.spread(rule);
+        self.spreads.insert(name.clone(), id);
+    }
+
+    fn add_machine(&mut self, world: &World, machine: &Machine) {
+        let mut slot = Slot::of(machine);
+        let mut disks = 0u8;
+        for replica in world.replicas_on(&machine.spec.machine_id) {
+            if let IpAddr::V4(address) = replica.ip {
+                slot.take_host(address.octets()[3]);
+            }
+            slot.host_ports.extend(replica.host_port);
+            let volume = replica
+                .ordinal
+                .and_then(|ordinal| world.spec_of(replica).volume(ordinal));
+            if volume.is_some_and(|volume| needs_slot(&volume.volume)) {
+                disks = disks.saturating_add(1);
+            }
+        }
+        self.add_slot(slot, &machine.free(), disks);
+        let index = self.slots.last().and_then(|slot| slot.index);
+        let live = world
+            .replicas_on(&machine.spec.machine_id)
+            .filter(|replica| replica.is_live());
+        for replica in live {
+            if let (Some(index), Some(spread)) = (index, self.spreads.get(&replica.container)) {
+                self.engine.count_in(*spread, index);
+            }
         }
     }
 
-    /// Machines ordered by id.
+    /// Adds a machine that the world does not have, as if it ran.
+    pub fn add_newcomer(&mut self, newcomer: Newcomer) {
+        let slot = Slot {
+            machine_id: newcomer.machine_id,
+            group: newcomer.group,
+            zone: newcomer.zone,
+            status: MachineStatus::Running,
+            usable: newcomer.usable,
+            gpu_type: newcomer.gpu_type,
+            index: None,
+            network: [0; 3],
+            hosts: [0; 4],
+            next_host: HOST_MIN,
+            host_ports: BTreeSet::new(),
+        };
+        self.add_slot(slot, &newcomer.usable, 0);
+    }
+
+    fn add_slot(&mut self, mut slot: Slot, free: &Allocated, disks: u8) {
+        let group = self.groups.get(&slot.group);
+        let gpu_model = slot
+            .gpu_type
+            .as_ref()
+            .filter(|_| slot.usable.gpus > 0)
+            .map_or(0, |gpu_type| number(&mut self.numbers.gpu_types, gpu_type, 1));
+        let kind = Kind {
+            group: number(&mut self.numbers.groups, &slot.group, 0),
+            zone: number(&mut self.numbers.zones, &slot.zone, 0),
+            gpu_model,
+            traits: 0,
+        };
+        // Machines of a group are compared by the profile of the group, so that what each of them reports, which differs
+        // by kilobytes, makes no kinds of its own.
+        let profile = group.map_or(slot.usable, |group| group.profile);
+        let scale = row_of(&Allocated {
+            gpus: if gpu_model == 0 { 0 } else { profile.gpus.max(1) },
+            ..profile
+        });
+        let usable = row_of(&Allocated {
+            gpus: if gpu_model == 0 { 0 } else { free.gpus },
+            ..*free
+        });
+        if let (Some(scale), Some(usable)) = (scale, usable) {
+            let machine = super::engine::Machine {
+                kind,
+                usable,
+                scale,
+                disk_slots: self.disk_slots.saturating_sub(disks),
+                host_ports: slot.free_host_ports(),
+                addresses: slot.free_hosts(),
+            };
+            // An absurd report leaves the machine out, and the explanations say so.
+            slot.index = self.engine.add_machine(&machine).ok();
+        }
+        if let Some(index) = slot.index {
+            self.engine.set_open(index, slot.status == MachineStatus::Running);
+            self.by_index.push(self.slots.len());
+        }
+        self.by_id.insert(slot.machine_id.clone(), self.slots.len());
+        self.slots.push(slot);
+    }
+
+    /// From now on nothing more is placed on a machine.
+    pub fn close(&mut self, machine_id: &MachineId) {
+        if let Some(slot) = self.by_id.get(machine_id).map(|number| &mut self.slots[*number]) {
+            slot.status = MachineStatus::Draining;
+            if let Some(index) = slot.index {
+                self.engine.set_open(index, false);
+            }
+        }
+    }
+
+    /// Machines in the order in which they were added: those of a world by id.
     #[must_use]
     pub fn slots(&self) -> &[Slot] {
         &self.slots
+    }
+
+    /// What is free on a machine; none when its report is absurd.
+    #[must_use]
+    pub fn free(&self, slot: &Slot) -> Option<Allocated> {
+        let row = self.engine.row(slot.index?);
+        Some(Allocated {
+            cpu: berth_api::units::Cpu::from_micros(row.cpu.into()),
+            memory: berth_api::units::Bytes::new(row.memory),
+            ephemeral: berth_api::units::Bytes::new(row.ephemeral),
+            gpus: row.whole_devices().into(),
+        })
+    }
+
+    /// Disk slots, addresses and host ports that are free on a machine.
+    pub(super) fn counts(&self, slot: &Slot) -> Option<(u8, u8, u16)> {
+        slot.index.map(|index| self.engine.counts(index))
     }
 
     /// The replica that may still write to the volume that the request would write to.
@@ -101,132 +285,189 @@ impl Fleet {
     /// The largest share of a machine of its group that the request takes: its size.
     pub(super) fn largest_share(&self, request: &Request<'_>) -> Option<Share> {
         let group = self.groups.get(&request.spec.capacity_group)?;
-        Share::all(&Allocated::of(request.spec), &group.profile).max()
+        Share::all(&request.amounts, &group.profile).max()
     }
 
-    /// Gives a request its place on a machine that no filter rules out.
-    pub(super) fn take(&mut self, index: usize, request: &Request<'_>) -> Place {
+    /// What the request asks of the engine.
+    pub(super) fn demand(&self, request: &Request<'_>) -> Demand {
+        let spec = request.spec;
+        let volume = request.ordinal.and_then(|ordinal| spec.volume(ordinal));
+        let known = |number: Option<&u16>| Some(number.copied().unwrap_or(NOWHERE));
+        let zone = volume.and_then(|volume| volume.volume.zone());
+        let gpu_type = spec.resources.gpu.as_ref().map(|gpu| &gpu.kind);
+        let model = gpu_type.map(|kind| self.numbers.gpu_types.get(kind).copied());
+        Demand {
+            cpu: request.amounts.cpu.micros(),
+            memory: request.amounts.memory.get(),
+            ephemeral: request.amounts.ephemeral.get(),
+            gpu: match request.amounts.gpus {
+                0 => GpuNeed::None,
+                gpus => GpuNeed::Whole(u8::try_from(gpus).unwrap_or(u8::MAX)),
+            },
+            // A type that no machine has: bit 0 is the machines without GPUs.
+            models: model.map_or(0, |model| {
+                1u64.checked_shl(model.unwrap_or(0).into()).unwrap_or(1)
+            }),
+            group: known(self.numbers.groups.get(&spec.capacity_group)),
+            zone: zone.and_then(|zone| known(self.numbers.zones.get(zone))),
+            required: 0,
+            forbidden: 0,
+            disk_slots: u8::from(volume.is_some_and(|volume| needs_slot(&volume.volume))),
+            host_ports: u16::from(needs_host_port(spec)),
+            addresses: 1,
+        }
+    }
+
+    /// The engine's form of a request.
+    pub(super) fn ask(&mut self, request: &Request<'_>) -> Result<Ask, Vec<DemandFault>> {
+        let demand = self.demand(request);
+        let class: ClassId = self.engine.class(&demand)?;
+        let prefer = request
+            .prefer
+            .and_then(|id| self.slots[*self.by_id.get(id)?].index);
+        Ok(Ask {
+            class,
+            spread: self.spreads.get(&request.spec.name).copied(),
+            prefer,
+        })
+    }
+
+    /// Gives a request its place on a machine that the engine chose.
+    pub(super) fn take(&mut self, choice: super::engine::Choice, ask: &Ask, request: &Request<'_>) -> Place {
+        let chosen = self.chosen(choice, ask);
+        self.engine.take(ask, choice);
         if let Some(volume) = request.ordinal.and_then(|ordinal| request.spec.volume(ordinal)) {
             let ordinal = request.ordinal.unwrap_or_default();
             let replica_id = ReplicaId::stateful(&request.spec.name, ordinal);
             self.writers.insert(disk(&volume.volume), replica_id);
         }
-        let slot = &mut self.slots[index];
-        let need = Allocated::of(request.spec);
-        slot.free = Allocated {
-            cpu: slot.free.cpu.saturating_sub(need.cpu),
-            memory: slot.free.memory.saturating_sub(need.memory),
-            ephemeral: slot.free.ephemeral.saturating_sub(need.ephemeral),
-            gpus: slot.free.gpus.saturating_sub(need.gpus),
-        };
-        let host = slot.free_host().expect("the address filter found a free one");
-        slot.hosts.insert(host);
-        slot.next_host = if host == *HOSTS.end() {
-            *HOSTS.start()
-        } else {
-            host + 1
-        };
-        let host_port = needs_host_port(request).then(|| {
+        let number = usize::try_from(choice.machine.0).expect("32 bits fit into a usize");
+        let slot = &mut self.slots[self.by_index[number]];
+        let host = slot.free_host().expect("the engine counts the free addresses");
+        slot.take_host(host);
+        slot.next_host = if host == HOST_MAX { HOST_MIN } else { host + 1 };
+        let host_port = needs_host_port(request.spec).then(|| {
             slot.free_host_port()
-                .expect("the host port filter found a free one")
+                .expect("the engine counts the free host ports")
         });
         slot.host_ports.extend(host_port);
-        *slot.counts.entry(request.spec.name.clone()).or_default() += 1;
         let [a, b, c] = slot.network;
         Place {
             machine_id: slot.machine_id.clone(),
             ip: IpAddr::from([a, b, c, host]),
             host_port,
+            chosen,
+        }
+    }
+
+    /// Why the engine chose this machine: what its order of machines says of it.
+    fn chosen(&self, choice: super::engine::Choice, ask: &Ask) -> Chosen {
+        let facts = self.engine.facts(choice.machine);
+        let demand = self.engine.demand(ask.class);
+        let row = self.engine.row(choice.machine);
+        let (count, zone_count, share) = ask.spread.map_or((0, 0, 1), |spread| {
+            let count = self.engine.count_on(spread, choice.machine);
+            let share = self.engine.spread_rule(spread).machine_share;
+            (count, self.engine.count_in_zone(spread, facts.kind.zone), share)
+        });
+        let permille = |left: u64, whole: u64| (whole > 0).then(|| left.saturating_mul(1000) / whole);
+        let left = [
+            permille(
+                u64::from(row.cpu).saturating_sub(demand.cpu),
+                facts.scale.cpu.into(),
+            ),
+            permille(row.memory.saturating_sub(demand.memory), facts.scale.memory),
+        ];
+        let left = left.into_iter().flatten().min().unwrap_or(0);
+        let rule = if ask.prefer == Some(choice.machine) {
+            Rule::Returned
+        } else if count >= share {
+            Rule::Crowded
+        } else {
+            Rule::Fullest
+        };
+        Chosen {
+            rule,
+            machine_replicas: count,
+            zone_replicas: zone_count,
+            left_permille: u16::try_from(left).unwrap_or(u16::MAX),
         }
     }
 }
 
+/// The number of a group or a zone that no machine is in.
+const NOWHERE: u16 = u16::MAX;
+
+/// The number of a name, a new one for a new name. Numbers stop rising before [`NOWHERE`]; a cluster has at most ten groups
+/// and a handful of zones and GPU types.
+fn number<K: Ord + Clone>(numbers: &mut BTreeMap<K, u16>, name: &K, first: u16) -> u16 {
+    let next = first.saturating_add(u16::try_from(numbers.len()).unwrap_or(NOWHERE - first));
+    *numbers
+        .entry(name.clone())
+        .or_insert_with(|| next.min(NOWHERE - 1))
+}
+
+/// Amounts as the engine keeps them; none when they are absurd.
+fn row_of(amounts: &Allocated) -> Option<Row> {
+    if amounts.cpu.micros() > CPU_MAX {
+        return None;
+    }
+    let gpus = usize::try_from(amounts.gpus)
+        .unwrap_or(usize::MAX)
+        .min(DEVICES_MAX);
+    let mut devices = [0; DEVICES_MAX];
+    devices[..gpus].fill(DEVICE_MILLI);
+    Some(Row {
+        cpu: u32::try_from(amounts.cpu.micros()).ok()?,
+        memory: amounts.memory.get(),
+        ephemeral: amounts.ephemeral.get(),
+        devices,
+    })
+}
+
 impl Slot {
-    fn of(world: &World, machine: &Machine) -> Self {
+    fn of(machine: &Machine) -> Self {
         let [a, b, c, _] = machine.network.cidr.network().octets();
-        let mut slot = Self {
+        Self {
             machine_id: machine.spec.machine_id.clone(),
             group: machine.spec.capacity_group.clone(),
             zone: machine.spec.zone.clone(),
             status: machine.status(),
             usable: machine.usable(),
-            free: machine.free(),
             gpu_type: machine.spec.capacity.gpu.as_ref().map(|gpu| gpu.kind.clone()),
+            index: None,
             network: [a, b, c],
-            hosts: BTreeSet::new(),
+            hosts: [0; 4],
             next_host: machine.next_host,
             host_ports: BTreeSet::new(),
-            counts: BTreeMap::new(),
-        };
-        for replica in world.replicas_on(&machine.spec.machine_id) {
-            if let IpAddr::V4(address) = replica.ip {
-                slot.hosts.insert(address.octets()[3]);
-            }
-            slot.host_ports.extend(replica.host_port);
-            if replica.is_live() {
-                *slot.counts.entry(replica.container.clone()).or_default() += 1;
-            }
         }
-        slot
     }
 
-    /// The first filter that rules the machine out; none when it can take the replica.
-    #[must_use]
-    pub fn verdict(&self, request: &Request<'_>) -> Option<Filter> {
-        let spec = request.spec;
-        let need = Allocated::of(spec);
-        let gpu = spec.resources.gpu.as_ref();
-        let zone = request
-            .ordinal
-            .and_then(|ordinal| spec.volume(ordinal)?.volume.zone());
-        let ruled_out = [
-            (Filter::Group, self.group != spec.capacity_group),
-            (Filter::Status, self.status != MachineStatus::Running),
-            (Filter::Cpu, need.cpu > self.free.cpu),
-            (Filter::Memory, need.memory > self.free.memory),
-            (Filter::Ephemeral, need.ephemeral > self.free.ephemeral),
-            (
-                Filter::GpuType,
-                gpu.is_some_and(|gpu| self.gpu_type.as_ref() != Some(&gpu.kind)),
-            ),
-            (Filter::GpuCount, need.gpus > self.free.gpus),
-            (Filter::Zone, zone.is_some_and(|zone| *zone != self.zone)),
-            (
-                Filter::HostPort,
-                needs_host_port(request) && self.free_host_port().is_none(),
-            ),
-            (Filter::Address, self.free_host().is_none()),
-        ];
-        ruled_out
-            .into_iter()
-            .find(|(_, is_out)| *is_out)
-            .map(|(filter, _)| filter)
+    fn take_host(&mut self, host: u8) {
+        self.hosts[usize::from(host / 64)] |= 1 << (host % 64);
     }
 
-    /// What is left of the scarcest dimension once the request is placed.
-    pub(super) fn scarcest_after(&self, request: &Request<'_>) -> Option<Share> {
-        let need = Allocated::of(request.spec);
-        let left = Allocated {
-            cpu: self.free.cpu.saturating_sub(need.cpu),
-            memory: self.free.memory.saturating_sub(need.memory),
-            ephemeral: Bytes::new(self.free.ephemeral.get().saturating_sub(need.ephemeral.get())),
-            gpus: self.free.gpus.saturating_sub(need.gpus),
-        };
-        Share::all(&left, &self.usable).min()
+    fn is_host_free(&self, host: u8) -> bool {
+        self.hosts[usize::from(host / 64)] >> (host % 64) & 1 == 0
     }
 
-    /// Live replicas of a container on this machine.
-    #[must_use]
-    pub fn count_of(&self, container: &ContainerName) -> u32 {
-        self.counts.get(container).copied().unwrap_or(0)
+    fn free_hosts(&self) -> u8 {
+        let free = (HOST_MIN..=HOST_MAX).filter(|host| self.is_host_free(*host));
+        u8::try_from(free.count()).unwrap_or(u8::MAX)
     }
 
     /// The next address in turn: one that was given back is used again as late as possible.
     fn free_host(&self) -> Option<u8> {
-        let (low, high) = (*HOSTS.start(), *HOSTS.end());
-        (self.next_host..=high)
-            .chain(low..self.next_host)
-            .find(|host| !self.hosts.contains(host))
+        (self.next_host..=HOST_MAX)
+            .chain(HOST_MIN..self.next_host)
+            .find(|host| self.is_host_free(*host))
+    }
+
+    fn free_host_ports(&self) -> u16 {
+        let taken = u16::try_from(self.host_ports.len()).unwrap_or(u16::MAX);
+        u16::try_from(HOST_PORTS.count())
+            .unwrap_or(u16::MAX)
+            .saturating_sub(taken)
     }
 
     fn free_host_port(&self) -> Option<u16> {
@@ -237,8 +478,13 @@ impl Slot {
 }
 
 /// Only what a load balancer must reach gets a port of its machine.
-fn needs_host_port(request: &Request<'_>) -> bool {
-    request.spec.load_balancer_target.is_some()
+fn needs_host_port(spec: &ContainerSpec) -> bool {
+    spec.load_balancer_target.is_some()
+}
+
+/// A directory that every machine can reach takes no slot for disks.
+fn needs_slot(volume: &VolumeTarget) -> bool {
+    volume.zone().is_some()
 }
 
 /// What identifies a volume: two targets with one disk are one volume.

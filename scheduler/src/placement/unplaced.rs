@@ -7,6 +7,7 @@ use berth_api::id::{GroupId, MachineId, ReplicaId, Zone};
 use berth_api::machine::MachineStatus;
 use berth_api::units::{Bytes, Cpu};
 
+use super::engine::{Demand, DemandFault};
 use super::fleet::{Fleet, Slot};
 use super::{Filter, Request};
 use crate::world::Allocated;
@@ -19,12 +20,31 @@ pub struct Unplaced {
     pub counts: Vec<(Filter, u32)>,
     /// For each filter on an amount, the machine that came closest.
     pub nearest: Vec<Miss>,
+    /// The machine that lacks least of all that run, and everything that it lacks.
+    pub smallest: Option<Shortfall>,
     pub would_help: Vec<Help>,
+    /// Status of the machines that the status ruled out, with how many have it.
+    pub statuses: Vec<(MachineStatus, u32)>,
+    /// Machines of the group.
+    pub machines: u32,
+    /// Where the volume is that binds it to a zone.
+    pub bound_to: Option<(String, Zone)>,
+}
+
+/// All that one machine lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortfall {
+    pub machine_id: MachineId,
+    pub misses: Vec<Miss>,
 }
 
 /// The main reason, most specific first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Why {
+    /// No fleet could ever take what it asks for.
+    Impossible {
+        faults: Vec<String>,
+    },
     /// Another replica may still write to the volume.
     VolumeInUse {
         by: ReplicaId,
@@ -69,6 +89,8 @@ pub struct Miss {
 pub enum Help {
     AddMachine {
         group: GroupId,
+        /// Where its volume is.
+        zone: Option<Zone>,
         machines: u32,
         max_size: u32,
     },
@@ -84,10 +106,12 @@ pub enum Help {
         machine_id: MachineId,
         status: MachineStatus,
     },
-    MachineInZone {
-        group: GroupId,
-        zone: Zone,
+    /// One machine lacks only this: free it there, or ask for what it has.
+    FreeOn {
+        shortfall: Shortfall,
     },
+    /// The machines of the group hold as many disks as they can.
+    FreeDisk,
     StopWriter {
         by: ReplicaId,
     },
@@ -95,60 +119,170 @@ pub enum Help {
     CreateGroup {
         group: GroupId,
     },
+    /// The declaration must change.
+    Redeclare,
     GpuGroup {
         gpu_type: String,
     },
 }
 
 impl Unplaced {
-    pub(super) fn volume_in_use(by: ReplicaId) -> Self {
+    fn because(why: Why, would_help: Vec<Help>) -> Self {
         Self {
-            why: Why::VolumeInUse { by: by.clone() },
+            why,
             counts: vec![],
             nearest: vec![],
-            would_help: vec![Help::StopWriter { by }],
+            smallest: None,
+            would_help,
+            statuses: vec![],
+            machines: 0,
+            bound_to: None,
         }
+    }
+
+    pub(super) fn volume_in_use(by: ReplicaId) -> Self {
+        Self::because(Why::VolumeInUse { by: by.clone() }, vec![Help::StopWriter { by }])
+    }
+
+    pub(super) fn impossible(faults: &[DemandFault]) -> Self {
+        let faults = faults.iter().map(ToString::to_string).collect();
+        Self::because(Why::Impossible { faults }, vec![Help::Redeclare])
     }
 
     /// Invariant: a filter rules out each machine of the fleet.
     pub(super) fn of(fleet: &Fleet, request: &Request<'_>) -> Self {
+        let need = Need::of(fleet, request);
         let mut by_filter: BTreeMap<Filter, Vec<&Slot>> = BTreeMap::new();
         for slot in fleet.slots() {
-            let filter = slot
-                .verdict(request)
-                .expect("no machine is left for an unplaced request");
+            let filter = need.verdict(fleet, slot);
+            let filter = filter.expect("no machine is left for an unplaced request");
             by_filter.entry(filter).or_default().push(slot);
         }
-        let counts = by_filter
-            .iter()
-            .map(|(filter, slots)| (*filter, count(slots)))
-            .collect();
-        let need = Allocated::of(request.spec);
+        let counts = by_filter.iter().map(|(filter, slots)| (*filter, count(slots)));
         let nearest = by_filter.iter().filter_map(|(filter, slots)| {
-            let needs = amount(*filter, &need)?;
-            let best = slots.iter().max_by(|one, other| {
-                let free = |slot: &Slot| amount(*filter, &slot.free);
-                free(one)
-                    .cmp(&free(other))
-                    .then_with(|| other.machine_id.cmp(&one.machine_id))
-            })?;
-            Some(Miss {
-                filter: *filter,
-                machine_id: Some(best.machine_id.clone()),
-                has: amount(*filter, &best.free)?,
-                needs,
-            })
+            let miss = |slot: &&Slot| need.miss(*filter, slot, &fleet.free(slot)?);
+            // The first of those with the most, by machine id.
+            slots.iter().filter_map(miss).rev().max_by_key(|miss| miss.has)
         });
-        let nearest: Vec<Miss> = nearest.collect();
-        let why = why(fleet, request, &by_filter);
-        let would_help = helps(fleet, request, &why, &by_filter);
-        Self {
-            why,
-            counts,
+        let nearest = nearest.collect();
+        let mut statuses: BTreeMap<MachineStatus, u32> = BTreeMap::new();
+        for slot in by_filter.get(&Filter::Status).into_iter().flatten() {
+            *statuses.entry(slot.status).or_default() += 1;
+        }
+        let mut unplaced = Self {
+            counts: counts.collect(),
             nearest,
-            would_help,
+            smallest: smallest(fleet, &need, &by_filter),
+            statuses: statuses.into_iter().collect(),
+            machines: count(&members(fleet, request)),
+            bound_to: need
+                .volume
+                .map(|(volume, zone)| (volume.to_owned(), zone.clone())),
+            ..Self::because(why(fleet, request, &by_filter), vec![])
+        };
+        unplaced.would_help = helps(fleet, request, &unplaced, &by_filter);
+        unplaced
+    }
+}
+
+/// What a machine must have for a request, beside the amounts.
+struct Need<'a> {
+    request: &'a Request<'a>,
+    demand: Demand,
+    /// The disk and its zone.
+    volume: Option<(&'a str, &'a Zone)>,
+}
+
+impl<'a> Need<'a> {
+    fn of(fleet: &Fleet, request: &'a Request<'a>) -> Self {
+        let volume = request.ordinal.and_then(|ordinal| request.spec.volume(ordinal));
+        Self {
+            request,
+            demand: fleet.demand(request),
+            volume: volume.and_then(|volume| Some((volume.volume.identity(), volume.volume.zone()?))),
         }
     }
+
+    /// The first filter that rules the machine out; none when it can take the replica. Says in words what the engine
+    /// decides by numbers: a test holds them together.
+    fn verdict(&self, fleet: &Fleet, slot: &Slot) -> Option<Filter> {
+        let spec = self.request.spec;
+        let gpu = spec
+            .resources
+            .gpu
+            .as_ref()
+            .filter(|_| self.request.amounts.gpus > 0);
+        let stands_out = [
+            (Filter::Group, slot.group != spec.capacity_group),
+            (
+                Filter::Zone,
+                self.volume.is_some_and(|(_, zone)| *zone != slot.zone),
+            ),
+            (
+                Filter::GpuType,
+                gpu.is_some_and(|gpu| slot.gpu_type.as_ref() != Some(&gpu.kind)),
+            ),
+            (Filter::Status, slot.status != MachineStatus::Running),
+        ];
+        let (Some(free), Some((disks, addresses, ports))) = (fleet.free(slot), fleet.counts(slot)) else {
+            let known = stands_out.into_iter().find(|(_, is_out)| *is_out);
+            return Some(known.map_or(Filter::Absurd, |(filter, _)| filter));
+        };
+        let amounts = AMOUNTS.map(|filter| {
+            let lacks = amount(filter, &self.request.amounts) > amount(filter, &free);
+            (filter, lacks)
+        });
+        let counted = [
+            (Filter::DiskSlot, disks < self.demand.disk_slots),
+            (Filter::HostPort, ports < self.demand.host_ports),
+            (Filter::Address, addresses < self.demand.addresses),
+        ];
+        let mut all = stands_out.into_iter().chain(amounts).chain(counted);
+        all.find(|(_, is_out)| *is_out).map(|(filter, _)| filter)
+    }
+
+    fn miss(&self, filter: Filter, slot: &Slot, free: &Allocated) -> Option<Miss> {
+        Some(Miss {
+            filter,
+            machine_id: Some(slot.machine_id.clone()),
+            has: amount(filter, free)?,
+            needs: amount(filter, &self.request.amounts)?,
+        })
+    }
+}
+
+/// The filters on amounts, in their order.
+const AMOUNTS: [Filter; 4] = [Filter::Cpu, Filter::Memory, Filter::Ephemeral, Filter::GpuCount];
+
+/// Of the running machines that lack nothing but amounts, the one whose lack is the smallest share of its profile, over the
+/// dimension that it lacks most; among equals the first.
+fn smallest(fleet: &Fleet, need: &Need<'_>, by_filter: &BTreeMap<Filter, Vec<&Slot>>) -> Option<Shortfall> {
+    let slots = AMOUNTS
+        .iter()
+        .filter_map(|filter| by_filter.get(filter))
+        .flatten();
+    let shortfalls = slots.filter_map(|slot| {
+        let free = fleet.free(slot)?;
+        let misses = AMOUNTS
+            .iter()
+            .filter_map(|filter| need.miss(*filter, slot, &free));
+        let misses: Vec<Miss> = misses.filter(|miss| miss.needs > miss.has).collect();
+        let lacks = misses.iter().filter_map(|miss| {
+            let whole = u128::from(amount(miss.filter, &slot.usable)?.max(1));
+            Some(u128::from(miss.needs - miss.has) * 1_000_000 / whole)
+        });
+        Some((lacks.max()?, slot.machine_id.clone(), misses))
+    });
+    let best = shortfalls.min_by(|one, other| (one.0, &one.1).cmp(&(other.0, &other.1)))?;
+    Some(Shortfall {
+        machine_id: best.1,
+        misses: best.2,
+    })
+}
+
+fn members<'a>(fleet: &'a Fleet, request: &Request<'_>) -> Vec<&'a Slot> {
+    let group = &request.spec.capacity_group;
+    fleet.slots().iter().filter(|slot| slot.group == *group).collect()
 }
 
 fn why(fleet: &Fleet, request: &Request<'_>, by_filter: &BTreeMap<Filter, Vec<&Slot>>) -> Why {
@@ -156,15 +290,13 @@ fn why(fleet: &Fleet, request: &Request<'_>, by_filter: &BTreeMap<Filter, Vec<&S
     let Some(known) = fleet.groups.get(&group) else {
         return Why::NoGroup { group };
     };
-    let members: Vec<&Slot> = fleet.slots().iter().filter(|slot| slot.group == group).collect();
-    let need = Allocated::of(request.spec);
-    let filters = [Filter::Cpu, Filter::Memory, Filter::Ephemeral, Filter::GpuCount];
-    for filter in filters {
+    let members = members(fleet, request);
+    for filter in AMOUNTS {
         let sizes = members.iter().map(|slot| &slot.usable);
         // A group without machines is judged by its profile, else by what its machines really offer.
         let largest = sizes.filter_map(|usable| amount(filter, usable)).max();
         let has = largest.or_else(|| amount(filter, &known.profile)).unwrap_or(0);
-        let needs = amount(filter, &need).unwrap_or(0);
+        let needs = amount(filter, &request.amounts).unwrap_or(0);
         if needs > has {
             let miss = Miss {
                 filter,
@@ -193,67 +325,69 @@ fn why(fleet: &Fleet, request: &Request<'_>, by_filter: &BTreeMap<Filter, Vec<&S
 fn helps(
     fleet: &Fleet,
     request: &Request<'_>,
-    why: &Why,
+    unplaced: &Unplaced,
+    by_filter: &BTreeMap<Filter, Vec<&Slot>>,
+) -> Vec<Help> {
+    match &unplaced.why {
+        Why::NoGroup { group } => vec![Help::CreateGroup { group: group.clone() }],
+        Why::LargerThanMachine { miss, .. } => vec![Help::AskForLess {
+            filter: miss.filter,
+            at_most: miss.has,
+        }],
+        Why::VolumeInUse { by } => vec![Help::StopWriter { by: by.clone() }],
+        Why::Impossible { .. } => vec![Help::Redeclare],
+        Why::GroupEmpty { .. } | Why::NoneRunning { .. } | Why::NoRoom { .. } => {
+            room_helps(fleet, request, unplaced, by_filter)
+        }
+    }
+}
+
+fn room_helps(
+    fleet: &Fleet,
+    request: &Request<'_>,
+    unplaced: &Unplaced,
     by_filter: &BTreeMap<Filter, Vec<&Slot>>,
 ) -> Vec<Help> {
     let group = &request.spec.capacity_group;
-    let machines = count(
-        &fleet
-            .slots()
-            .iter()
-            .filter(|slot| slot.group == *group)
-            .collect::<Vec<_>>(),
-    );
     let mut helps = vec![];
-    match why {
-        Why::NoGroup { group } => helps.push(Help::CreateGroup { group: group.clone() }),
-        Why::LargerThanMachine { miss, .. } => helps.push(Help::AskForLess {
-            filter: miss.filter,
-            at_most: miss.has,
-        }),
-        Why::VolumeInUse { by } => helps.push(Help::StopWriter { by: by.clone() }),
-        Why::GroupEmpty { .. } | Why::NoneRunning { .. } | Why::NoRoom { .. } => {
-            for slot in by_filter.get(&Filter::Status).into_iter().flatten() {
-                helps.push(Help::MachineBack {
-                    machine_id: slot.machine_id.clone(),
-                    status: slot.status,
-                });
-            }
-            let gpu = request.spec.resources.gpu.as_ref();
-            let offered = fleet.groups.get(group).and_then(|group| group.gpu_type.as_ref());
-            if let Some(gpu) = gpu.filter(|gpu| offered != Some(&gpu.kind)) {
-                helps.push(Help::GpuGroup {
-                    gpu_type: gpu.kind.clone(),
-                });
-                return helps;
-            }
-            if by_filter.contains_key(&Filter::HostPort) {
-                helps.push(Help::FreePort);
-            }
-            let zone = request
-                .ordinal
-                .and_then(|ordinal| request.spec.volume(ordinal)?.volume.zone());
-            if let Some(zone) = zone {
-                helps.push(Help::MachineInZone {
-                    group: group.clone(),
-                    zone: zone.clone(),
-                });
-            }
-            let max_size = fleet.groups.get(group).map_or(0, |group| group.max_size);
-            helps.push(if machines < max_size {
-                Help::AddMachine {
-                    group: group.clone(),
-                    machines,
-                    max_size,
-                }
-            } else {
-                Help::RaiseMaximum {
-                    group: group.clone(),
-                    max_size,
-                }
-            });
-        }
+    for slot in by_filter.get(&Filter::Status).into_iter().flatten() {
+        helps.push(Help::MachineBack {
+            machine_id: slot.machine_id.clone(),
+            status: slot.status,
+        });
     }
+    let known = fleet.groups.get(group);
+    let gpu = request.spec.resources.gpu.as_ref();
+    let offered = known.and_then(|group| group.gpu_type.as_ref());
+    if let Some(gpu) = gpu.filter(|gpu| offered != Some(&gpu.kind)) {
+        helps.push(Help::GpuGroup {
+            gpu_type: gpu.kind.clone(),
+        });
+        return helps;
+    }
+    if let Some(shortfall) = &unplaced.smallest {
+        helps.push(Help::FreeOn {
+            shortfall: shortfall.clone(),
+        });
+    }
+    if by_filter.contains_key(&Filter::HostPort) {
+        helps.push(Help::FreePort);
+    }
+    if by_filter.contains_key(&Filter::DiskSlot) {
+        helps.push(Help::FreeDisk);
+    }
+    let (machines, max_size) = (unplaced.machines, known.map_or(0, |group| group.max_size));
+    let group = group.clone();
+    helps.push(if machines < max_size {
+        Help::AddMachine {
+            group,
+            zone: unplaced.bound_to.as_ref().map(|(_, zone)| zone.clone()),
+            machines,
+            max_size,
+        }
+    } else {
+        Help::RaiseMaximum { group, max_size }
+    });
     helps
 }
 
@@ -269,11 +403,22 @@ fn amount(filter: Filter, of: &Allocated) -> Option<u64> {
         Filter::Ephemeral => Some(of.ephemeral.get()),
         Filter::GpuCount => Some(of.gpus.into()),
         Filter::Group
-        | Filter::Status
-        | Filter::GpuType
         | Filter::Zone
+        | Filter::GpuType
+        | Filter::Status
+        | Filter::Absurd
+        | Filter::DiskSlot
         | Filter::HostPort
         | Filter::Address => None,
+    }
+}
+
+/// An amount in the unit of its dimension.
+fn number(filter: Filter, amount: u64) -> String {
+    match filter {
+        Filter::Cpu => Cpu::from_micros(amount).to_string(),
+        Filter::Memory | Filter::Ephemeral => Bytes::new(amount).rounded().to_string(),
+        _ => amount.to_string(),
     }
 }
 
@@ -285,9 +430,11 @@ fn quantity(filter: Filter, amount: u64) -> String {
         Filter::Ephemeral => format!("{} of ephemeral storage", Bytes::new(amount).rounded()),
         Filter::GpuCount => format!("{amount} GPUs"),
         Filter::Group
-        | Filter::Status
-        | Filter::GpuType
         | Filter::Zone
+        | Filter::GpuType
+        | Filter::Status
+        | Filter::Absurd
+        | Filter::DiskSlot
         | Filter::HostPort
         | Filter::Address => amount.to_string(),
     }
@@ -307,6 +454,7 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::VolumeInUse { by } => write!(f, "replica {by} may still write to its volume"),
+            Self::Impossible { faults } => write!(f, "no machine could ever take it: {}", faults.join("; ")),
             Self::NoGroup { group } => write!(f, "the cluster has no capacity group {group}"),
             Self::GroupEmpty { group, max_size } => {
                 write!(f, "capacity group {group} has no machine (of at most {max_size})")
@@ -324,11 +472,49 @@ impl fmt::Display for Why {
                 )
             }
             Self::NoRoom { group, machines } => {
-                write!(
-                    f,
-                    "none of the {machines} machines of capacity group {group} can take it"
-                )
+                write!(f, "0 of {machines} machines of capacity group {group} fit")
             }
+        }
+    }
+}
+
+impl Unplaced {
+    /// What a filter ruled out, as a part of a sentence.
+    fn phrase(&self, filter: Filter, count: u32) -> String {
+        let (lack, are) = if count == 1 {
+            ("lacks", "is")
+        } else {
+            ("lack", "are")
+        };
+        let nearest = self.nearest.iter().find(|miss| miss.filter == filter);
+        let largest = nearest.map_or_else(String::new, |miss| {
+            let (has, needs) = (number(filter, miss.has), number(filter, miss.needs));
+            format!(" (largest free {has} of {needs})")
+        });
+        match filter {
+            Filter::Group => format!("{count} {are} of other groups"),
+            Filter::Zone => match &self.bound_to {
+                Some((volume, zone)) => {
+                    format!("{count} {are} in another zone than {volume}, which is in {zone}")
+                }
+                None => format!("{count} {are} in another zone"),
+            },
+            Filter::GpuType => format!("{count} {lack} GPUs of its type"),
+            Filter::Status => {
+                let statuses = self.statuses.iter().map(|(status, count)| {
+                    let are = if *count == 1 { "is" } else { "are" };
+                    format!("{count} {are} {status}")
+                });
+                statuses.collect::<Vec<_>>().join(", ")
+            }
+            Filter::Absurd => format!("{count} reported more than any machine has"),
+            Filter::Cpu => format!("{count} {lack} cpu{largest}"),
+            Filter::Memory => format!("{count} {lack} memory{largest}"),
+            Filter::Ephemeral => format!("{count} {lack} ephemeral storage{largest}"),
+            Filter::GpuCount => format!("{count} {lack} free GPUs{largest}"),
+            Filter::DiskSlot => format!("{count} {lack} a slot for one more disk"),
+            Filter::HostPort => format!("{count} {lack} a free host port"),
+            Filter::Address => format!("{count} {lack} a free address"),
         }
     }
 }
@@ -337,13 +523,12 @@ impl fmt::Display for Why {
 impl fmt::Display for Unplaced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.why)?;
-        let counts = self
-            .counts
-            .iter()
-            .map(|(filter, count)| format!("{filter} {count}"));
-        let counts: Vec<String> = counts.collect();
-        if !counts.is_empty() {
-            write!(f, "; ruled out by {}", counts.join(", "))?;
+        let counts = self.counts.iter().filter(|(filter, _)| *filter != Filter::Group);
+        let phrases: Vec<String> = counts
+            .map(|(filter, count)| self.phrase(*filter, *count))
+            .collect();
+        if matches!(self.why, Why::NoRoom { .. } | Why::NoneRunning { .. }) && !phrases.is_empty() {
+            write!(f, ": {}", phrases.join(", "))?;
         }
         Ok(())
     }
@@ -354,12 +539,19 @@ impl fmt::Display for Help {
         match self {
             Self::AddMachine {
                 group,
+                zone,
                 machines,
                 max_size,
-            } => write!(
-                f,
-                "add a machine to group {group} (it has {machines} of at most {max_size})"
-            ),
+            } => {
+                write!(f, "one more machine in group {group}")?;
+                if let Some(zone) = zone {
+                    write!(f, " in zone {zone}")?;
+                }
+                write!(
+                    f,
+                    " would fit it (the group has {machines} of at most {max_size})"
+                )
+            }
             Self::RaiseMaximum { group, max_size } => {
                 write!(
                     f,
@@ -380,12 +572,22 @@ impl fmt::Display for Help {
                     write!(f, "machine {machine_id} reports again")
                 }
             },
-            Self::MachineInZone { group, zone } => {
+            Self::FreeOn { shortfall } => {
+                let misses = shortfall.misses.iter();
+                let lacks = misses
+                    .clone()
+                    .map(|miss| quantity(miss.filter, miss.needs - miss.has));
+                let has = misses.map(|miss| quantity(miss.filter, miss.has));
                 write!(
                     f,
-                    "room on a machine of group {group} in zone {zone}, where the volume is"
+                    "free {} more on machine {}, or declare at most {}",
+                    lacks.collect::<Vec<_>>().join(" and "),
+                    shortfall.machine_id,
+                    has.collect::<Vec<_>>().join(" and ")
                 )
             }
+            Self::FreeDisk => f.write_str("detach a disk from a machine with room, or add a machine"),
+            Self::Redeclare => f.write_str("declare what a machine can have"),
             Self::StopWriter { by } => write!(f, "replica {by} stops and is gone from its machine"),
             Self::FreePort => {
                 f.write_str("a host port between 8001 and 8999 becomes free on a machine with room")

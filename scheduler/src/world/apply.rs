@@ -295,6 +295,7 @@ impl World {
                 deleted_since: None,
                 unplaced: 0,
                 unplaced_since: None,
+                last_machines: BTreeMap::new(),
                 created_at: at,
                 updated_at: at,
             };
@@ -357,8 +358,13 @@ impl World {
             host_port: placed.host_port,
             placed_at: placed.at,
             sequence: self.placed_count,
+            chosen: placed.chosen,
             stopping: None,
         };
+        if let Some(ordinal) = placed.ordinal {
+            let container = self.container_mut(&placed.container)?;
+            container.last_machines.insert(ordinal, placed.machine_id.clone());
+        }
         self.placed_count += 1;
         self.replicas.insert(id.clone(), replica);
         let machine = self.machine_mut(&placed.machine_id)?;

@@ -35,6 +35,11 @@ impl SpreadState {
         self.machines.get(&machine).copied().unwrap_or(0)
     }
 
+    /// Whether a machine has less than its share.
+    pub(super) fn has_room(&self, machine: u32) -> bool {
+        self.count(machine) < self.rule.machine_share.min(self.rule.machine_max)
+    }
+
     /// Machines with replicas, by number.
     pub(super) fn machines(&self) -> impl Iterator<Item = (u32, u32)> {
         self.machines.iter().map(|(machine, count)| (*machine, *count))
