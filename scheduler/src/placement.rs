@@ -16,6 +16,7 @@
 
 pub mod engine;
 mod fleet;
+pub mod pack;
 pub mod repack;
 mod unplaced;
 

@@ -1,0 +1,270 @@
+//! Packing by prices: column generation over chunks of kinds, rounded by diving, and the bound that the prices prove.
+//!
+//! Kinds beyond [`CHUNK_ROWS`] are dealt out to several chunks; what no chunk places well is packed together in a next
+//! round. Diving takes the most used pattern for good, repairs the master problem by the dual simplex, and prices again.
+
+use std::collections::BTreeSet;
+
+use super::greedy;
+use super::model::{Bin, Layout, Model, SHARE_BITS, Work};
+use super::pricing::Pricing;
+use super::simplex::{Column, FRACTION, Master, ONE};
+
+/// Rows of one master problem: its inverse has the square of it, each pivot costs as much.
+const CHUNK_ROWS: usize = 260;
+/// A pattern must be worth so much more than a bin.
+const GAIN_MIN: i64 = ONE >> 10;
+const SEED_STEPS: usize = 1_500;
+const ROUNDS_MAX: usize = 200;
+/// A chunk that is not the last stops diving when less than one part in so many of its demand is left.
+const REST_PART: u64 = 8;
+
+pub(super) struct Improved<const D: usize> {
+    pub(super) layout: Option<Layout<D>>,
+    pub(super) bound: u64,
+}
+
+/// Packs anew what a complete layout has in new bins.
+pub(super) fn improve<const D: usize>(
+    model: &Model<D>,
+    layout: &Layout<D>,
+    bound: u64,
+    work: &mut Work,
+) -> Improved<D> {
+    let whole = model.open.is_empty();
+    let mut packed = layout.clone();
+    let mut patterns = Vec::new();
+    for bin in packed.bins.split_off(model.open.len()) {
+        for (kind, count) in &bin.parts {
+            packed.left[*kind] += count;
+        }
+        patterns.push(bin.parts);
+    }
+    let mut best_bound = bound;
+    let mut round = 0;
+    loop {
+        let kinds: Vec<usize> = (0..model.kinds.len())
+            .filter(|kind| packed.left[*kind] > 0)
+            .collect();
+        let chunks = kinds.len().div_ceil(CHUNK_ROWS);
+        if chunks == 0 || !work.left() {
+            break;
+        }
+        for number in 0..chunks {
+            let mut part = work.part(u64::try_from(chunks - number).unwrap_or(1));
+            let rows: Vec<usize> = kinds.iter().copied().skip(number).step_by(chunks).collect();
+            let mut chunk = Chunk::new(model, rows, &packed.left);
+            chunk.learn(&patterns);
+            chunk.generate(ROUNDS_MAX, &mut part);
+            if round == 0 && chunks == 1 && whole {
+                best_bound = best_bound.max(chunk.bound(bound, &mut part));
+            }
+            let keep = if chunks == 1 { 0 } else { chunk.total() / REST_PART };
+            chunk.dive(keep, &mut packed, &mut part);
+            work.join(part);
+        }
+        round += 1;
+        if chunks == 1 {
+            break;
+        }
+    }
+    Improved {
+        layout: Some(greedy::complete(model, packed, work)),
+        bound: best_bound,
+    }
+}
+
+/// One master problem and its pricing.
+struct Chunk<'a, const D: usize> {
+    model: &'a Model<D>,
+    /// Kind of each row.
+    rows: Vec<usize>,
+    demand: Vec<u64>,
+    left: Vec<u64>,
+    master: Master,
+    pricing: Pricing<'a, D>,
+    known: BTreeSet<Column>,
+    /// A moving mean of the prices: those of a degenerate vertex are extreme, and patterns for them are of little use.
+    smooth: Vec<i64>,
+}
+
+const SMOOTHING: i64 = 3;
+
+/// What an item would be worth if all bins could be filled in every dimension.
+fn volume_price<const D: usize>(model: &Model<D>, kind: usize) -> i64 {
+    let most = model.kinds[kind].share.iter().sum::<u64>() / u64::try_from(D).unwrap_or(1);
+    signed(most << (FRACTION - SHARE_BITS))
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).expect("counts of items are limited")
+}
+
+impl<'a, const D: usize> Chunk<'a, D> {
+    fn new(model: &'a Model<D>, rows: Vec<usize>, left: &[u64]) -> Self {
+        let demand: Vec<u64> = rows.iter().map(|kind| left[*kind]).collect();
+        let kinds = rows.iter().map(|kind| &model.kinds[*kind]).collect();
+        let pricing = Pricing::new(model.capacity, &model.group_max, kinds, &demand);
+        let signed_demand: Vec<i64> = demand.iter().copied().map(signed).collect();
+        let copies: Vec<i64> = pricing.limits().iter().copied().map(signed).collect();
+        Self {
+            model,
+            master: Master::new(&signed_demand, &copies),
+            pricing,
+            left: demand.clone(),
+            demand,
+            smooth: rows.iter().map(|kind| volume_price(model, *kind)).collect(),
+            rows,
+            known: BTreeSet::new(),
+        }
+    }
+
+    fn total(&self) -> u64 {
+        self.demand.iter().sum()
+    }
+
+    fn add(&mut self, column: Column) -> bool {
+        let new = self.known.insert(column.clone());
+        if new {
+            self.master.add(column);
+        }
+        new
+    }
+
+    /// Patterns of another packing, as far as they are of this chunk.
+    fn learn(&mut self, patterns: &[Vec<(usize, u64)>]) {
+        let mut row_of = vec![usize::MAX; self.model.kinds.len()];
+        for (row, kind) in self.rows.iter().enumerate() {
+            row_of[*kind] = row;
+        }
+        for pattern in patterns {
+            let parts = pattern.iter().filter(|(kind, _)| row_of[*kind] != usize::MAX);
+            let mut column: Column = parts
+                .map(|(kind, count)| (row_of[*kind], signed(*count)))
+                .collect();
+            column.sort_unstable();
+            if !column.is_empty() {
+                self.add(column);
+            }
+        }
+    }
+
+    /// Solves and prices in turns until no pattern is worth more than a bin, or the cost stands still.
+    fn generate(&mut self, rounds_max: usize, work: &mut Work) {
+        let mut stalled = 0;
+        let mut cost = i64::MAX;
+        for _ in 0..rounds_max {
+            self.master.solve(work);
+            if self.master.broken() || !work.left() {
+                break;
+            }
+            let now = self.master.cost();
+            stalled = if cost - now > now >> 12 { 0 } else { stalled + 1 };
+            cost = now;
+            if stalled > 12 || self.price(work) == 0 {
+                break;
+            }
+        }
+    }
+
+    /// Adds patterns, from each row once. How many.
+    fn price(&mut self, work: &mut Work) -> usize {
+        for (smooth, price) in self.smooth.iter_mut().zip(self.master.prices()) {
+            *smooth = (*smooth * SMOOTHING + (*price).max(0)) / (SMOOTHING + 1);
+        }
+        self.pricing.set(&self.smooth, work);
+        let mut added = 0;
+        for seed in 0..self.pricing.len() {
+            let found = self.pricing.search(Some(seed), ONE - ONE / 16, SEED_STEPS, work);
+            if let Some(column) = found.pattern {
+                let worth: i64 = column
+                    .iter()
+                    .map(|(row, count)| self.master.prices()[*row] * count)
+                    .sum();
+                if (worth > ONE + GAIN_MIN || found.value > ONE + GAIN_MIN) && self.add(column) {
+                    added += 1;
+                }
+            }
+        }
+        added
+    }
+
+    /// Farley's bound: no bin is worth more than V at these prices, so the worth of all items over V bins are needed.
+    fn bound(&mut self, known: u64, work: &mut Work) -> u64 {
+        self.pricing.set(self.master.prices(), work);
+        let prices = self.master.prices().iter().zip(&self.demand);
+        let worth: i128 = prices
+            .map(|(price, demand)| i128::from((*price).max(0)) * i128::from(*demand))
+            .sum();
+        let (mut proven, mut hoped) = (i128::from(known), (worth + i128::from(ONE) - 1) >> FRACTION);
+        while proven < hoped && work.left() {
+            let goal = (proven + hoped + 1) / 2;
+            // worth / value > goal - 1 needs value < worth / (goal - 1).
+            let Ok(threshold) = i64::try_from((worth - 1) / (goal - 1).max(1)) else {
+                break;
+            };
+            let found = self.pricing.search(None, threshold, 20_000_000, work);
+            if found.complete && found.pattern.is_none() {
+                proven = goal;
+            } else {
+                hoped = goal - 1;
+            }
+        }
+        u64::try_from(proven).unwrap_or(known)
+    }
+
+    /// Fixes patterns until at most `keep` items are left.
+    fn dive(&mut self, keep: u64, packed: &mut Layout<D>, work: &mut Work) {
+        let mut fixed = 0;
+        while self.left.iter().sum::<u64>() > keep && !self.master.broken() && work.left() {
+            let mut used: Vec<(i64, usize)> = self
+                .master
+                .used()
+                .map(|(column, value)| (value, column))
+                .collect();
+            used.sort_unstable_by_key(|(value, column)| (std::cmp::Reverse(*value), *column));
+            let Some((largest, _)) = used.first().copied() else {
+                break;
+            };
+            let sure = if largest > ONE {
+                ONE
+            } else {
+                largest.min(ONE * 9 / 10)
+            };
+            let before = fixed;
+            for (value, column) in used.iter().filter(|(value, _)| *value >= sure) {
+                let times = u64::try_from((value >> FRACTION).max(1)).unwrap_or(1);
+                fixed += self.fix(*column, times, packed);
+            }
+            if fixed == before {
+                break;
+            }
+            self.master.restore(work);
+            self.price(work);
+            self.master.solve(work);
+        }
+    }
+
+    /// Bins of a pattern, as far as there are items for it. How many.
+    fn fix(&mut self, column: usize, times: u64, packed: &mut Layout<D>) -> u64 {
+        let mut made = 0;
+        for _ in 0..times {
+            let mut bin = Bin::new(self.model.capacity);
+            for (row, count) in self.master.column(column).clone() {
+                let taken = self.left[row].min(u64::try_from(count).unwrap_or(0));
+                if taken > 0 {
+                    bin.put(self.model, self.rows[row], taken);
+                    self.left[row] -= taken;
+                    packed.left[self.rows[row]] -= taken;
+                    self.master.reduce(row, signed(taken));
+                }
+            }
+            if bin.parts.is_empty() {
+                break;
+            }
+            packed.bins.push(bin);
+            made += 1;
+        }
+        made
+    }
+}
