@@ -2,15 +2,32 @@
 //!
 //! `berth-bench-placement [--write-report] [NAME ...]`: runs the named benchmarks, or all. See benches/README.md.
 
+#[path = "placement/churn.rs"]
+mod churn;
+#[path = "placement/lines.rs"]
+mod lines;
 #[path = "placement/report.rs"]
 mod report;
+#[path = "placement/roadef.rs"]
+mod roadef;
 
 use anyhow::{Context as _, bail};
 
 use report::{Benchmark, Context, Report};
 
 /// Every benchmark, in the order of the report.
-const BENCHMARKS: &[Benchmark] = &[];
+const BENCHMARKS: &[Benchmark] = &[
+    Benchmark {
+        name: "churn",
+        title: "Churn",
+        run: churn::run,
+    },
+    Benchmark {
+        name: "reassignment",
+        title: "Reassignment",
+        run: roadef::run,
+    },
+];
 
 fn main() -> anyhow::Result<()> {
     let mut write_report = false;

@@ -1,7 +1,7 @@
 //! Local search by annealing over any problem of items that lie in places.
 //!
 //! Input: a [`Landscape`], which knows what a step would change and what is not allowed; a [`Schedule`]. Output: the best
-//! state that was met, in the landscape itself. Bounded by steps, never by a clock; the same seed gives the same answer.
+//! sound state that was met, in the landscape itself. Bounded by steps, never by a clock; the same seed gives the same answer.
 //! Integers only: whether a step that makes things worse is taken is decided by a table of logarithms in fixed point.
 //!
 //! Three steps are tried: **shift** (an item goes elsewhere), **swap** (two items change places) and **chain** (the third
@@ -22,6 +22,10 @@ pub trait Landscape {
     /// The same for two items that change places; none also if they are in the same place.
     fn swap(&self, one: usize, other: usize) -> Option<i64>;
     fn commit(&mut self, item: usize, to: usize);
+    /// Whether the state is one to end in. A landscape may allow states that break a rule if it makes them dear.
+    fn is_sound(&self) -> bool {
+        true
+    }
     /// A place worth a try for this item; `random` is a number to draw from.
     fn suggest(&self, _item: usize, random: u64) -> usize {
         draw(random, self.places())
@@ -324,7 +328,7 @@ impl<L: Landscape> Walk<'_, L> {
     fn settle(&mut self, delta: i64) {
         self.accepted += 1;
         self.now += delta;
-        if self.now < self.best {
+        if self.now < self.best && self.land.is_sound() {
             self.best = self.now;
             for item in self.touched.drain(..) {
                 self.is_touched[item] = false;
