@@ -27,7 +27,7 @@ mod simplex;
 use std::fmt;
 
 /// The most dimensions of a problem.
-pub const DIMENSIONS_MAX: usize = 8;
+pub const DIMENSIONS_MAX: usize = 32;
 /// The most items of a problem, counts included; arithmetic on shares relies on it (2^20 items of a share of at most 2^20
 /// stay below 2^41).
 pub const ITEMS_MAX: u64 = 1 << 20;
@@ -195,7 +195,8 @@ pub fn pack(problem: &Problem, budget: Budget) -> Result<Packing, Vec<Fault>> {
     Ok(match problem.capacity.len() {
         1 | 2 => packed::<2>(problem, budget),
         3 | 4 => packed::<4>(problem, budget),
-        _ => packed::<8>(problem, budget),
+        5..=8 => packed::<8>(problem, budget),
+        _ => packed::<32>(problem, budget),
     })
 }
 
@@ -212,7 +213,8 @@ pub fn lower_bound(problem: &Problem) -> Result<u64, Vec<Fault>> {
     Ok(match problem.capacity.len() {
         1 | 2 => bound::combinatorial(&model::Model::<2>::new(problem)),
         3 | 4 => bound::combinatorial(&model::Model::<4>::new(problem)),
-        _ => bound::combinatorial(&model::Model::<8>::new(problem)),
+        5..=8 => bound::combinatorial(&model::Model::<8>::new(problem)),
+        _ => bound::combinatorial(&model::Model::<32>::new(problem)),
     })
 }
 

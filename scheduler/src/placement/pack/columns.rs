@@ -12,9 +12,34 @@ use super::simplex::{Column, FRACTION, Master, ONE};
 
 /// Rows of one master problem: its inverse has the square of it, each pivot costs as much.
 const CHUNK_ROWS: usize = 260;
+/// Up to so many rows are tried in one master problem, for the bound; it converges when few items share a bin.
+const WHOLE_ROWS: usize = 1_000;
+/// Rounds without progress after which prices count as good.
+const STALLED_MAX: usize = 12;
 /// A pattern must be worth so much more than a bin.
 const GAIN_MIN: i64 = ONE >> 10;
-const SEED_STEPS: usize = 1_500;
+/// How patterns are looked for from each row.
+#[derive(Debug, Clone, Copy)]
+struct Effort {
+    /// So many parts of the old mean of prices to one of the new prices.
+    smoothing: i64,
+    /// What a pattern must be worth at the mean.
+    threshold: i64,
+    steps: usize,
+}
+
+const EFFORTS: [Effort; 2] = [
+    Effort {
+        smoothing: 3,
+        threshold: ONE - ONE / 16,
+        steps: 1_500,
+    },
+    Effort {
+        smoothing: 0,
+        threshold: ONE + GAIN_MIN,
+        steps: 10_000,
+    },
+];
 const ROUNDS_MAX: usize = 200;
 /// A chunk that is not the last stops diving when less than one part in so many of its demand is left.
 const REST_PART: u64 = 8;
@@ -31,7 +56,6 @@ pub(super) fn improve<const D: usize>(
     bound: u64,
     work: &mut Work,
 ) -> Improved<D> {
-    let whole = model.open.is_empty();
     let mut packed = layout.clone();
     let mut patterns = Vec::new();
     for bin in packed.bins.split_off(model.open.len()) {
@@ -40,37 +64,77 @@ pub(super) fn improve<const D: usize>(
         }
         patterns.push(bin.parts);
     }
-    let mut best_bound = bound;
-    let mut round = 0;
+    let mut improved = Improved { layout: None, bound };
+    let kinds = remaining(&packed);
+    if kinds.len() <= WHOLE_ROWS {
+        let mut part = work.part(2);
+        let mut chunk = Chunk::new(model, kinds.clone(), &packed.left);
+        chunk.learn(&patterns);
+        let mut generation = part.part(2);
+        let converged = chunk.generate(&mut generation);
+        part.join(generation);
+        if model.open.is_empty() {
+            improved.bound = improved.bound.max(chunk.bound(bound, &mut part));
+        }
+        if converged && layout.fewer_possible(improved.bound) {
+            let mut whole = packed.clone();
+            chunk.dive(0, &mut whole, &mut part);
+            improved.layout = Some(greedy::complete(model, whole, &mut part));
+        }
+        work.join(part);
+    }
+    let best = improved.layout.as_ref().unwrap_or(layout);
+    if best.fewer_possible(improved.bound) && kinds.len() > CHUNK_ROWS && work.left() {
+        in_chunks(model, &mut packed, &patterns, work);
+        let packed = greedy::complete(model, packed, work);
+        if improved
+            .layout
+            .as_ref()
+            .is_none_or(|layout| packed.better_than(layout))
+        {
+            improved.layout = Some(packed);
+        }
+    }
+    improved
+}
+
+fn remaining<const D: usize>(packed: &Layout<D>) -> Vec<usize> {
+    (0..packed.left.len())
+        .filter(|kind| packed.left[*kind] > 0)
+        .collect()
+}
+
+/// Packs what is left, in rounds of chunks until one chunk holds it.
+fn in_chunks<const D: usize>(
+    model: &Model<D>,
+    packed: &mut Layout<D>,
+    patterns: &[Vec<(usize, u64)>],
+    work: &mut Work,
+) {
     loop {
-        let kinds: Vec<usize> = (0..model.kinds.len())
-            .filter(|kind| packed.left[*kind] > 0)
-            .collect();
+        let kinds = remaining(packed);
         let chunks = kinds.len().div_ceil(CHUNK_ROWS);
         if chunks == 0 || !work.left() {
             break;
         }
+        // What is left for later rounds is an eighth of this one.
+        let mut round = work.part(if chunks == 1 { 1 } else { 2 });
         for number in 0..chunks {
-            let mut part = work.part(u64::try_from(chunks - number).unwrap_or(1));
+            let mut part = round.part(u64::try_from(chunks - number).unwrap_or(1));
             let rows: Vec<usize> = kinds.iter().copied().skip(number).step_by(chunks).collect();
             let mut chunk = Chunk::new(model, rows, &packed.left);
-            chunk.learn(&patterns);
-            chunk.generate(ROUNDS_MAX, &mut part);
-            if round == 0 && chunks == 1 && whole {
-                best_bound = best_bound.max(chunk.bound(bound, &mut part));
-            }
+            chunk.learn(patterns);
+            let mut generation = part.part(2);
+            chunk.generate(&mut generation);
+            part.join(generation);
             let keep = if chunks == 1 { 0 } else { chunk.total() / REST_PART };
-            chunk.dive(keep, &mut packed, &mut part);
-            work.join(part);
+            chunk.dive(keep, packed, &mut part);
+            round.join(part);
         }
-        round += 1;
+        work.join(round);
         if chunks == 1 {
             break;
         }
-    }
-    Improved {
-        layout: Some(greedy::complete(model, packed, work)),
-        bound: best_bound,
     }
 }
 
@@ -87,8 +151,6 @@ struct Chunk<'a, const D: usize> {
     /// A moving mean of the prices: those of a degenerate vertex are extreme, and patterns for them are of little use.
     smooth: Vec<i64>,
 }
-
-const SMOOTHING: i64 = 3;
 
 /// What an item would be worth if all bins could be filled in every dimension.
 fn volume_price<const D: usize>(model: &Model<D>, kind: usize) -> i64 {
@@ -149,33 +211,39 @@ impl<'a, const D: usize> Chunk<'a, D> {
         }
     }
 
-    /// Solves and prices in turns until no pattern is worth more than a bin, or the cost stands still.
-    fn generate(&mut self, rounds_max: usize, work: &mut Work) {
-        let mut stalled = 0;
-        let mut cost = i64::MAX;
-        for _ in 0..rounds_max {
-            self.master.solve(work);
-            if self.master.broken() || !work.left() {
-                break;
-            }
-            let now = self.master.cost();
-            stalled = if cost - now > now >> 12 { 0 } else { stalled + 1 };
-            cost = now;
-            if stalled > 12 || self.price(work) == 0 {
-                break;
+    /// Solves and prices in turns until no pattern is worth more than a bin, or the cost stands still. False when the
+    /// budget ended it.
+    fn generate(&mut self, work: &mut Work) -> bool {
+        for effort in EFFORTS {
+            let mut stalled = 0;
+            let mut cost = i64::MAX;
+            for _ in 0..ROUNDS_MAX {
+                self.master.solve(work);
+                if self.master.broken() || !work.left() {
+                    return false;
+                }
+                let now = self.master.cost();
+                stalled = if cost - now > now >> 12 { 0 } else { stalled + 1 };
+                cost = now;
+                if stalled > STALLED_MAX || self.price(effort, work) == 0 {
+                    break;
+                }
             }
         }
+        true
     }
 
     /// Adds patterns, from each row once. How many.
-    fn price(&mut self, work: &mut Work) -> usize {
+    fn price(&mut self, effort: Effort, work: &mut Work) -> usize {
         for (smooth, price) in self.smooth.iter_mut().zip(self.master.prices()) {
-            *smooth = (*smooth * SMOOTHING + (*price).max(0)) / (SMOOTHING + 1);
+            *smooth = (*smooth * effort.smoothing + (*price).max(0)) / (effort.smoothing + 1);
         }
         self.pricing.set(&self.smooth, work);
         let mut added = 0;
         for seed in 0..self.pricing.len() {
-            let found = self.pricing.search(Some(seed), ONE - ONE / 16, SEED_STEPS, work);
+            let found = self
+                .pricing
+                .search(Some(seed), effort.threshold, effort.steps, work);
             if let Some(column) = found.pattern {
                 let worth: i64 = column
                     .iter()
@@ -240,7 +308,7 @@ impl<'a, const D: usize> Chunk<'a, D> {
                 break;
             }
             self.master.restore(work);
-            self.price(work);
+            self.price(EFFORTS[0], work);
             self.master.solve(work);
         }
     }

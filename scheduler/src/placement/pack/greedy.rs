@@ -272,7 +272,7 @@ impl<'a, const D: usize> Greedy<'a, D> {
         }
     }
 
-    /// Larger is better. Shares have 20 bits, weights 10, eight dimensions 3: all sums stay below 2^54.
+    /// Larger is better. Shares have 20 bits, weights 10, 32 dimensions 5: all sums stay below 2^56.
     fn score(&self, kind: &Kind<D>, free: &[u64; D]) -> u64 {
         match self.rule {
             Rule::Residual => {
@@ -304,12 +304,18 @@ fn order<const D: usize>(rule: Rule, weight: &[u64; D], kind: &Kind<D>) -> u128 
     match rule {
         Rule::Sum => shares.sum(),
         Rule::Dominant => shares.max().unwrap_or(0),
-        // A dimension that an item does not use counts as its smallest share. 15 bits of each of eight dimensions.
+        // A dimension that an item does not use counts as its smallest share. Of 32 dimensions 3 bits of each, of eight 15.
         Rule::Product => kind
             .share
             .iter()
-            .map(|share| u128::from((share >> (SHARE_BITS - 15)).max(1)))
+            .map(|share| u128::from((share >> (SHARE_BITS - product_bits::<D>())).max(1)))
             .product(),
         Rule::Dot | Rule::Cosine | Rule::Residual => 0,
     }
+}
+
+/// Of each share, so that the product of all stays in 128 bits.
+fn product_bits<const D: usize>() -> u32 {
+    let dimensions = u32::try_from(D).unwrap_or(u32::MAX);
+    (120 / dimensions).min(15)
 }

@@ -86,10 +86,6 @@ impl Master {
         self.is_basic.push(false);
     }
 
-    pub(super) fn columns(&self) -> usize {
-        self.columns.len()
-    }
-
     pub(super) fn column(&self, column: usize) -> &Column {
         &self.columns[column]
     }

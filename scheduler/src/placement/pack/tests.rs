@@ -286,8 +286,8 @@ fn every_fault_is_named() {
         Err(vec![Fault::Dimensions { found: 0 }])
     );
     assert_eq!(
-        pack(&problem(&[1; 9], vec![]), BUDGET),
-        Err(vec![Fault::Dimensions { found: 9 }])
+        pack(&problem(&[1; 33], vec![]), BUDGET),
+        Err(vec![Fault::Dimensions { found: 33 }])
     );
     assert_eq!(
         pack(
