@@ -12,13 +12,15 @@
 //! - **Shapes never seen before** have no tree. They open only blocks of machines whose maxima may fit them, and decide
 //!   the same.
 //! - **Order** of machines for a request, total: how far a machine would exceed its share of the container's replicas, how
-//!   many replicas its zone has, the key, then the order in which machines were added.
+//!   many replicas its zone has, the key less what the [`reserve`] of its kind costs the request, then the order in which
+//!   machines were added.
 
 mod cell;
 mod demand;
 mod gpu;
 mod index;
 mod maxima;
+mod reserve;
 mod score;
 mod spread;
 
@@ -26,8 +28,10 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use cell::{Cell, LOG_LEN, at};
+use gpu::gpu_milli;
 use index::Tree;
 use maxima::Maxima;
+use reserve::Reserve;
 use spread::SpreadState;
 
 pub use cell::{BYTES_PER_MACHINE, CellFacts};
@@ -35,7 +39,7 @@ pub use demand::{
     BYTES_MAX, CPU_MAX, DEVICE_MILLI, DEVICES_MAX, Demand, DemandFault, DeviceSet, GpuNeed, Kind, Machine,
     MachineFault, Row,
 };
-pub use gpu::{Mix, Typical};
+pub use gpu::{Mix, Prices, Typical, Weights};
 pub use spread::Spread;
 
 /// A machine of the fleet, by the order in which it was added.
@@ -89,6 +93,7 @@ pub struct Engine {
     bound_ids: BTreeMap<(ClassId, SpreadId), ClassId>,
     spreads: Vec<SpreadState>,
     mix: Mix,
+    reserve: Reserve,
     /// Requests so far: tells which class was asked for least recently.
     asked: u64,
     /// Class at which [`Engine::settle`] goes on.
@@ -155,12 +160,14 @@ impl Engine {
         let cell = known.unwrap_or_else(|| self.add_cell(facts));
         let number = u32::try_from(self.places.len()).expect("below the largest fleet");
         let slot = self.cells[cell].push(number, machine);
+        self.reserve.give(cell, machine.usable.free_devices());
         self.places.push((cell, slot));
         Ok(MachineIdx(number))
     }
 
     fn add_cell(&mut self, facts: CellFacts) -> usize {
         let number = self.cells.len();
+        self.reserve.add_cell(&facts);
         self.cells.push(Cell::new(facts));
         self.maxima.push(Maxima::default());
         self.cell_numbers.insert(facts, number);
@@ -276,11 +283,17 @@ impl Engine {
 
     /// Says whether a machine takes replicas: a draining, cordoned or silent one does not.
     pub fn set_open(&mut self, machine: MachineIdx, is_open: bool) {
-        let (cell, slot) = self.places[at(machine.0)];
-        let cell = &mut self.cells[cell];
+        let (number, slot) = self.places[at(machine.0)];
+        let cell = &mut self.cells[number];
         if cell.open[at(slot)] != is_open {
             cell.open[at(slot)] = is_open;
             cell.note(slot);
+            let free = cell.row(slot).free_devices();
+            if is_open {
+                self.reserve.give(number, free);
+            } else {
+                self.reserve.take(number, free);
+            }
         }
     }
 
@@ -296,8 +309,15 @@ impl Engine {
         (key > 0).then_some((key, devices))
     }
 
+    /// What a key counts for among all machines: less where the machine is kept for requests that need its kind.
+    fn standing(&self, key: u16, cell: usize, demand: &Demand) -> i32 {
+        i32::from(key) - self.reserve.cost(cell, demand)
+    }
+
     /// The best machine for a request as the fleet stands; none when it fits nowhere. Takes nothing.
     pub fn choose(&mut self, ask: &Ask) -> Option<Choice> {
+        self.reserve
+            .weigh(&self.classes[at(ask.class.0)].demand, &self.mix);
         self.asked += 1;
         let spread = ask.spread.map(|id| at(id.0));
         if let Some(machine) = ask.prefer
@@ -340,6 +360,7 @@ impl Engine {
             spreads,
             mix,
             masked,
+            reserve,
             ..
         } = self;
         let Class {
@@ -358,11 +379,12 @@ impl Engine {
             bound: bound.and(spread),
         };
         let zone_count = spread.map_or(0, |spread| spread.zone_count(cell.facts.kind.zone));
+        let cost = reserve.cost(index.cell, demand);
         let found = if index.tree.is_some() {
             index.catch_up(cell, &key, u64::MAX);
             let tree = index.tree.as_mut().expect("it was there");
             // The root bounds what the cell can offer, so a worse cell is not searched.
-            let bound = (0, zone_count, Reverse(tree.best_key()), 0);
+            let bound = (0, zone_count, Reverse(i32::from(tree.best_key()) - cost), 0);
             if so_far.is_some_and(|rank| rank < bound) {
                 return so_far;
             }
@@ -389,7 +411,10 @@ impl Engine {
             }
             found
         };
-        let found = found.map(|(key, slot)| (0, zone_count, Reverse(key), cell.machines[slot]));
+        let found = found.map(|(key, slot)| {
+            let standing = i32::from(key) - cost;
+            (0, zone_count, Reverse(standing), cell.machines[slot])
+        });
         so_far.into_iter().chain(found).min()
     }
 
@@ -401,7 +426,9 @@ impl Engine {
             .filter(|(_, count)| *count < spread.rule.machine_max);
         let ranked = crowded.filter_map(|(machine, count)| {
             let (key, _) = self.fit(MachineIdx(machine), class)?;
-            let zone = self.facts(MachineIdx(machine)).kind.zone;
+            let (cell, _) = self.places[at(machine)];
+            let key = self.standing(key, cell, self.demand(class));
+            let zone = self.cells[cell].facts.kind.zone;
             let excess = (count + 1).saturating_sub(spread.rule.machine_share);
             Some((excess, spread.zone_count(zone), Reverse(key), machine))
         });
@@ -428,6 +455,9 @@ impl Engine {
         let (cell, slot) = self.places[at(choice.machine.0)];
         let demand = &self.classes[at(ask.class.0)].demand;
         self.cells[cell].take(slot, demand, choice.devices);
+        if self.cells[cell].open[at(slot)] {
+            self.reserve.take(cell, gpu_milli(demand.gpu));
+        }
         if let Some(spread) = ask.spread {
             self.count_in(spread, choice.machine);
             self.bind(ask.class, spread);
@@ -442,6 +472,9 @@ impl Engine {
         let (cell, slot) = self.places[at(choice.machine.0)];
         let demand = &self.classes[at(ask.class.0)].demand;
         self.cells[cell].release(slot, demand, choice.devices);
+        if self.cells[cell].open[at(slot)] {
+            self.reserve.give(cell, gpu_milli(demand.gpu));
+        }
         if let Some(spread) = ask.spread {
             let zone = self.cells[cell].facts.kind.zone;
             self.spreads[at(spread.0)].remove(choice.machine.0, zone);
@@ -558,8 +591,8 @@ impl Engine {
     }
 }
 
-/// Replicas beyond the share, replicas of the zone, the key, the machine: the smaller is the better.
-type Rank = (u32, u32, Reverse<u16>, u32);
+/// Replicas beyond the share, replicas of the zone, the standing of the key, the machine: the smaller is the better.
+type Rank = (u32, u32, Reverse<i32>, u32);
 
 /// What decides the keys of a class.
 struct Keys<'a> {

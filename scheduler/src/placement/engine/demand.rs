@@ -33,6 +33,12 @@ impl Row {
         whole.sum()
     }
 
+    /// Thousandths free on all devices together.
+    #[must_use]
+    pub fn free_devices(&self) -> u64 {
+        self.devices.iter().map(|free| u64::from(*free)).sum()
+    }
+
     /// Thousandths free on the device with the most of them.
     #[must_use]
     pub fn largest_device(&self) -> u16 {

@@ -31,8 +31,12 @@ fn scan(engine: &Engine, ask: &Ask) -> Option<Choice> {
         let (key, devices) = fits(machine)?;
         let excess = rule.map_or(0, |rule| (count(machine) + 1).saturating_sub(rule.machine_share));
         let zone = zone_count(engine.facts(machine).kind.zone);
+        let (cell, _) = engine.places[at(machine.0)];
+        let mut reserve = engine.reserve.clone();
+        reserve.weigh(engine.demand(ask.class), &engine.mix);
+        let standing = i32::from(key) - reserve.cost(cell, engine.demand(ask.class));
         Some((
-            (excess, zone, Reverse(key), machine.0),
+            (excess, zone, Reverse(standing), machine.0),
             Choice { machine, devices },
         ))
     });
