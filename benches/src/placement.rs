@@ -6,6 +6,8 @@
 mod churn;
 #[path = "placement/lines.rs"]
 mod lines;
+#[path = "placement/packing.rs"]
+mod packing;
 #[path = "placement/report.rs"]
 mod report;
 #[path = "placement/roadef.rs"]
@@ -17,6 +19,11 @@ use report::{Benchmark, Context, Report};
 
 /// Every benchmark, in the order of the report.
 const BENCHMARKS: &[Benchmark] = &[
+    Benchmark {
+        name: "packing",
+        title: "Static packing",
+        run: packing::run,
+    },
     Benchmark {
         name: "churn",
         title: "Churn",
