@@ -4,6 +4,8 @@
 
 #[path = "placement/churn.rs"]
 mod churn;
+#[path = "placement/latency.rs"]
+mod latency;
 #[path = "placement/lines.rs"]
 mod lines;
 #[path = "placement/packing.rs"]
@@ -19,6 +21,11 @@ use report::{Benchmark, Context, Report};
 
 /// Every benchmark, in the order of the report.
 const BENCHMARKS: &[Benchmark] = &[
+    Benchmark {
+        name: "latency",
+        title: "Latency and growth",
+        run: latency::run,
+    },
     Benchmark {
         name: "packing",
         title: "Static packing",

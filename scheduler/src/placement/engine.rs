@@ -96,7 +96,9 @@ pub struct Engine {
     reserve: Reserve,
     /// Requests so far: tells which class was asked for least recently.
     asked: u64,
-    /// Class at which [`Engine::settle`] goes on.
+    /// Classes that [`Engine::settle`] looks after: those with trees, and those that were asked for twice.
+    kept: Vec<ClassId>,
+    /// Where in them it goes on.
     settled: usize,
     trees_bytes: usize,
     /// Keys that a decision has set aside; kept to allocate nothing.
@@ -111,6 +113,7 @@ struct Class {
     indexes: Vec<Index>,
     /// Request that asked for it last; zero for never.
     last_asked: u64,
+    is_kept: bool,
 }
 
 /// What a class knows of one cell.
@@ -205,7 +208,10 @@ impl Engine {
             bound,
             indexes: compatible.map(|(number, _)| Index::new(number)).collect(),
             last_asked: 0,
+            is_kept: false,
         });
+        // A decision that puts the class there allocates nothing.
+        self.kept.reserve(self.classes.len() - self.kept.len());
         id
     }
 
@@ -271,22 +277,22 @@ impl Engine {
     #[must_use]
     pub fn counts(&self, machine: MachineIdx) -> (u8, u8, u16) {
         let (cell, slot) = self.places[at(machine.0)];
-        let counts = self.cells[cell].counts[at(slot)];
+        let counts = self.cells[cell].small[at(slot)];
         (counts.disk_slots, counts.addresses, counts.host_ports)
     }
 
     #[must_use]
     pub fn is_open(&self, machine: MachineIdx) -> bool {
         let (cell, slot) = self.places[at(machine.0)];
-        self.cells[cell].open[at(slot)]
+        self.cells[cell].small[at(slot)].is_open
     }
 
     /// Says whether a machine takes replicas: a draining, cordoned or silent one does not.
     pub fn set_open(&mut self, machine: MachineIdx, is_open: bool) {
         let (number, slot) = self.places[at(machine.0)];
         let cell = &mut self.cells[number];
-        if cell.open[at(slot)] != is_open {
-            cell.open[at(slot)] = is_open;
+        if cell.small[at(slot)].is_open != is_open {
+            cell.small[at(slot)].is_open = is_open;
             cell.note(slot);
             let free = cell.row(slot).free_devices();
             if is_open {
@@ -320,17 +326,21 @@ impl Engine {
             .weigh(&self.classes[at(ask.class.0)].demand, &self.mix);
         self.asked += 1;
         let spread = ask.spread.map(|id| at(id.0));
-        if let Some(machine) = ask.prefer
-            && let Some((_, devices)) = self.fit(machine, ask.class)
-            && spread.is_none_or(|id| self.spreads[id].count(machine.0) < self.spreads[id].rule.machine_max)
-        {
-            return Some(Choice { machine, devices });
+        if let Some(choice) = ask.prefer.and_then(|machine| self.choose_on(machine, ask)) {
+            return Some(choice);
         }
         let bound = ask
             .spread
             .and_then(|spread| self.bound_ids.get(&(ask.class, spread)));
         let number = at(bound.unwrap_or(&ask.class).0);
-        self.classes[number].last_asked = self.asked;
+        let class = &mut self.classes[number];
+        if class.last_asked > 0 && !class.is_kept {
+            class.is_kept = true;
+            self.kept.push(ClassId(
+                u32::try_from(number).expect("a class number has 32 bits"),
+            ));
+        }
+        class.last_asked = self.asked;
         let mut best = None;
         for position in 0..self.classes[number].indexes.len() {
             best = self.best_in(number, position, spread, best);
@@ -340,7 +350,23 @@ impl Engine {
         }
         let (_, _, _, machine) = best?;
         let machine = MachineIdx(machine);
-        let (_, devices) = self.fit(machine, ask.class).expect("what was found fits");
+        let devices = match self.demand(ask.class).gpu {
+            GpuNeed::None => DeviceSet::default(),
+            GpuNeed::Whole(_) | GpuNeed::Share(_) => {
+                self.fit(machine, ask.class).expect("what was found fits").1
+            }
+        };
+        Some(Choice { machine, devices })
+    }
+
+    /// What a request gets on one machine, for what runs once on every machine; none when it does not fit there.
+    #[must_use]
+    pub fn choose_on(&self, machine: MachineIdx, ask: &Ask) -> Option<Choice> {
+        let is_allowed = ask.spread.is_none_or(|spread| {
+            let spread = &self.spreads[at(spread.0)];
+            spread.count(machine.0) < spread.rule.machine_max
+        });
+        let (_, devices) = self.fit(machine, ask.class).filter(|_| is_allowed)?;
         Some(Choice { machine, devices })
     }
 
@@ -455,7 +481,7 @@ impl Engine {
         let (cell, slot) = self.places[at(choice.machine.0)];
         let demand = &self.classes[at(ask.class.0)].demand;
         self.cells[cell].take(slot, demand, choice.devices);
-        if self.cells[cell].open[at(slot)] {
+        if self.cells[cell].small[at(slot)].is_open {
             self.reserve.take(cell, gpu_milli(demand.gpu));
         }
         if let Some(spread) = ask.spread {
@@ -472,7 +498,7 @@ impl Engine {
         let (cell, slot) = self.places[at(choice.machine.0)];
         let demand = &self.classes[at(ask.class.0)].demand;
         self.cells[cell].release(slot, demand, choice.devices);
-        if self.cells[cell].open[at(slot)] {
+        if self.cells[cell].small[at(slot)].is_open {
             self.reserve.give(cell, gpu_milli(demand.gpu));
         }
         if let Some(spread) = ask.spread {
@@ -483,6 +509,9 @@ impl Engine {
 
     /// Makes the trees of a class, which is going to be asked for many times.
     pub fn prepare(&mut self, class: ClassId) {
+        if !std::mem::replace(&mut self.classes[at(class.0)].is_kept, true) {
+            self.kept.push(class);
+        }
         let Self {
             cells,
             classes,
@@ -529,7 +558,9 @@ impl Engine {
                 self.trees_bytes -= freed;
             }
             self.classes[class].last_asked = 0;
+            self.classes[class].is_kept = false;
         }
+        self.kept.retain(|class| self.classes[at(class.0)].is_kept);
     }
 
     /// Work between decisions: makes trees for the classes that were asked for and brings trees and maxima up to date, at
@@ -541,51 +572,48 @@ impl Engine {
                 budget = budget.saturating_sub(done);
             }
         }
-        for _ in 0..self.classes.len() {
+        for _ in 0..self.kept.len() {
             if budget == 0 {
                 return false;
             }
-            let number = self.settled % self.classes.len();
-            let class = &mut self.classes[number];
-            if class.last_asked > 0 {
-                if class.indexes.iter().any(|index| index.tree.is_none()) {
-                    let slots: usize = class
-                        .indexes
-                        .iter()
-                        .map(|index| self.cells[index.cell].len())
-                        .sum();
-                    budget = budget.saturating_sub(slots as u64 / 8);
-                    self.prepare(ClassId(
-                        u32::try_from(number).expect("a class number has 32 bits"),
-                    ));
-                }
-                let Self {
-                    cells,
-                    classes,
-                    mix,
-                    spreads,
-                    ..
-                } = &mut *self;
-                let Class {
-                    demand,
-                    bound,
-                    indexes,
-                    ..
-                } = &mut classes[number];
-                let keys = Keys {
-                    demand,
-                    mix,
-                    bound: bound.map(|spread| &spreads[at(spread.0)]),
-                };
-                for index in indexes {
-                    let done = index.catch_up(&cells[index.cell], &keys, budget);
-                    budget = budget.saturating_sub(done);
-                }
-                if budget == 0 {
-                    return false;
-                }
+            let position = self.settled % self.kept.len();
+            let id = self.kept[position];
+            let class = &self.classes[at(id.0)];
+            if class.indexes.iter().any(|index| index.tree.is_none()) {
+                let slots: usize = class
+                    .indexes
+                    .iter()
+                    .map(|index| self.cells[index.cell].len())
+                    .sum();
+                budget = budget.saturating_sub(slots as u64 / 8);
+                self.prepare(id);
             }
-            self.settled = number + 1;
+            let Self {
+                cells,
+                classes,
+                mix,
+                spreads,
+                ..
+            } = &mut *self;
+            let Class {
+                demand,
+                bound,
+                indexes,
+                ..
+            } = &mut classes[at(id.0)];
+            let keys = Keys {
+                demand,
+                mix,
+                bound: bound.map(|spread| &spreads[at(spread.0)]),
+            };
+            for index in indexes {
+                let done = index.catch_up(&cells[index.cell], &keys, budget);
+                budget = budget.saturating_sub(done);
+            }
+            if budget == 0 {
+                return false;
+            }
+            self.settled = position + 1;
         }
         true
     }

@@ -40,12 +40,13 @@ impl Most {
     fn of(cell: &Cell, slots: std::ops::Range<usize>) -> Self {
         let mut most = Self::default();
         for slot in slots {
-            if !cell.open[slot] {
+            let (small, large) = (&cell.small[slot], &cell.large[slot]);
+            if !small.is_open {
                 continue;
             }
-            most.cpu = most.cpu.max(cell.cpu[slot]);
-            most.memory = most.memory.max(cell.memory[slot]);
-            most.ephemeral = most.ephemeral.max(cell.ephemeral[slot]);
+            most.cpu = most.cpu.max(small.cpu);
+            most.memory = most.memory.max(large.memory);
+            most.ephemeral = most.ephemeral.max(large.ephemeral);
             if cell.facts.kind.gpu_model != 0 {
                 let row = cell.row(u32::try_from(slot).expect("a slot has 32 bits"));
                 most.whole_devices = most.whole_devices.max(row.whole_devices());

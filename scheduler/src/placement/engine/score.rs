@@ -19,16 +19,11 @@ pub(super) fn key(cell: &Cell, slot: usize, demand: &Demand, mix: &Mix) -> (u16,
     }
     if cell.facts.kind.gpu_model == 0 {
         return match demand.gpu {
-            GpuNeed::None => (KEY_MAX - cell.slack[slot], DeviceSet::default()),
+            GpuNeed::None => (KEY_MAX - cell.small[slot].slack, DeviceSet::default()),
             GpuNeed::Whole(_) | GpuNeed::Share(_) => (0, DeviceSet::default()),
         };
     }
-    let row = Row {
-        cpu: cell.cpu[slot],
-        memory: cell.memory[slot],
-        ephemeral: cell.ephemeral[slot],
-        devices: cell.devices[slot],
-    };
+    let row = cell.row(u32::try_from(slot).expect("a slot has 32 bits"));
     match mix.score(&cell.facts, &row, demand) {
         Some((key, devices)) => (key.max(1), DeviceSet(devices)),
         None => (0, DeviceSet::default()),
