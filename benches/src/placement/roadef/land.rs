@@ -8,6 +8,26 @@ fn count<'a>(services: impl Iterator<Item = &'a usize>) -> i64 {
     i64::try_from(services.count()).expect("services can be counted")
 }
 
+/// What breaking a rule costs during the search. No answer breaks one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Prices {
+    /// Of an unmet dependency.
+    pub(super) unmet: i64,
+    /// Of a unit of any resource beyond capacity; nought: never beyond.
+    pub(super) over: i64,
+    pub(super) change: Change,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    Never,
+    /// Dearer while rules are broken, cheaper while none is.
+    AsBroken,
+}
+
+/// Far above what any step saves.
+const PRICE_MAX: i64 = 1 << 32;
+
 pub(super) struct Land<'a> {
     instance: &'a Instance,
     resources: usize,
@@ -27,8 +47,8 @@ pub(super) struct Land<'a> {
     neighborhood: Vec<usize>,
     locations: usize,
     neighborhoods: usize,
-    /// Services times machines: a process of it is there.
-    is_there: Vec<bool>,
+    /// Services times machines: processes of it there; two only between the steps of one change.
+    is_there: Vec<u16>,
     /// Services times locations, and how many locations are in use.
     in_location: Vec<u16>,
     spread: Vec<usize>,
@@ -43,13 +63,16 @@ pub(super) struct Land<'a> {
     /// By origin and target, weighted.
     machine_move: Vec<i64>,
     process_move: Vec<i64>,
-    /// Dependencies that are not met, counted once for each neighborhood, and what each costs here.
+    /// Dependencies that are not met, counted once for each neighborhood.
     unmet: i64,
-    unmet_price: i64,
+    prices: Prices,
+    /// By how much each machine is overfull, and the sum.
+    over: Vec<i64>,
+    over_sum: i64,
 }
 
 impl<'a> Land<'a> {
-    pub(super) fn new(instance: &'a Instance, unmet_price: i64) -> Self {
+    pub(super) fn new(instance: &'a Instance, prices: Prices) -> Self {
         let (resources, machines) = (instance.is_transient.len(), instance.machines.len());
         let services = instance.services.len();
         let count = |numbers: &[usize]| numbers.iter().max().map_or(0, |largest| largest + 1);
@@ -90,7 +113,7 @@ impl<'a> Land<'a> {
             neighborhood,
             locations,
             neighborhoods,
-            is_there: vec![false; services * machines],
+            is_there: vec![0; services * machines],
             in_location: vec![0; services * locations],
             spread: vec![0; services],
             in_neighborhood: vec![0; services * neighborhoods],
@@ -107,7 +130,9 @@ impl<'a> Land<'a> {
                 .map(|process| process.move_cost * instance.process_move_weight)
                 .collect(),
             unmet: 0,
-            unmet_price,
+            prices,
+            over: vec![0; machines],
+            over_sum: 0,
         };
         land.moved_count[0] = u32::try_from(services).expect("services can be counted");
         for process in 0..land.at.len() {
@@ -153,30 +178,50 @@ impl<'a> Land<'a> {
         cost
     }
 
-    /// Whether the machine has room for the process if another went. What holds its first machine already needs no more
-    /// of what is transient there.
+    /// By how much the machine would be overfull if one process came and another went. What is transient is held at a
+    /// process' first machine wherever it is.
     #[inline]
-    fn has_room(&self, process: usize, to: usize, goes: Option<usize>) -> bool {
-        let width = self.resources;
-        let row = to * width;
-        let comes_home = self.instance.first[process] == to;
-        let goes_home = goes.is_some_and(|other| self.instance.first[other] == to);
+    fn over_with(&self, machine: usize, comes: Option<usize>, goes: Option<usize>) -> i64 {
+        let (row, width) = (machine * self.resources, self.resources);
+        let first =
+            |process: Option<usize>| process.filter(|process| self.instance.first[*process] == machine);
+        let (is_back, is_off) = (first(comes).is_some(), first(goes).is_some());
+        let need = |process: Option<usize>, resource: usize| {
+            process.map_or(0, |process| self.needs[process * width + resource])
+        };
+        let mut over = 0;
         for resource in 0..width {
             let is_transient = self.instance.is_transient[resource];
-            let need = if comes_home && is_transient {
+            let more = if is_back && is_transient {
                 0
             } else {
-                self.needs[process * width + resource]
+                need(comes, resource)
             };
-            let gone = match goes {
-                Some(other) if !(goes_home && is_transient) => self.needs[other * width + resource],
-                _ => 0,
+            let less = if is_off && is_transient {
+                0
+            } else {
+                need(goes, resource)
             };
-            if self.used[row + resource] + need - gone > self.room[row + resource] {
-                return false;
-            }
+            over += (self.used[row + resource] + more - less - self.room[row + resource]).max(0);
         }
-        true
+        over
+    }
+
+    /// What two machines cost more, overfull or not, if each takes and gives; none if they must not be overfull.
+    #[inline]
+    fn machines_delta(&self, here: usize, there: usize, goes: usize, comes: Option<usize>) -> Option<i64> {
+        let over_there = self.over_with(there, Some(goes), comes) - self.over[there];
+        if self.prices.over == 0 && over_there > 0 {
+            return None;
+        }
+        let over_here = self.over_with(here, comes, Some(goes)) - self.over[here];
+        if self.prices.over == 0 && over_here > 0 {
+            return None;
+        }
+        let cost = self.cost_with(there, Some(goes), comes) - self.cost[there]
+            + self.cost_with(here, comes, Some(goes))
+            - self.cost[here];
+        Some(cost + self.prices.over * (over_there + over_here))
     }
 
     /// Whether a service may leave one place and come to another, by spread.
@@ -225,7 +270,7 @@ impl<'a> Land<'a> {
 
     #[inline]
     fn is_there(&self, service: usize, machine: usize) -> bool {
-        self.is_there[service * self.machines + machine]
+        self.is_there[service * self.machines + machine] > 0
     }
 
     /// What the move of the process itself costs more.
@@ -258,7 +303,7 @@ impl<'a> Land<'a> {
         for resource in 0..width {
             self.used[to * width + resource] += self.needs[process * width + resource];
         }
-        self.is_there[service * self.machines + to] = true;
+        self.is_there[service * self.machines + to] += 1;
         let location = &mut self.in_location[service * self.locations + self.location[to]];
         self.spread[service] += usize::from(*location == 0);
         *location += 1;
@@ -270,7 +315,7 @@ impl<'a> Land<'a> {
         for resource in 0..width {
             self.used[from * width + resource] -= self.needs[process * width + resource];
         }
-        self.is_there[service * self.machines + from] = false;
+        self.is_there[service * self.machines + from] -= 1;
         let location = &mut self.in_location[service * self.locations + self.location[from]];
         *location -= 1;
         self.spread[service] -= usize::from(*location == 0);
@@ -316,17 +361,11 @@ impl Landscape for Land<'_> {
     #[inline]
     fn shift(&self, item: usize, to: usize) -> Option<i64> {
         let (from, service) = (self.at[item], self.service[item]);
-        if from == to
-            || self.is_there(service, to)
-            || !self.has_room(item, to, None)
-            || !self.may_change(service, from, to)
-        {
+        if from == to || self.is_there(service, to) || !self.may_change(service, from, to) {
             return None;
         }
-        let unmet = self.unmet_price * self.unmet_delta(service, from, to);
-        let machines = self.cost_with(to, Some(item), None) - self.cost[to]
-            + self.cost_with(from, None, Some(item))
-            - self.cost[from];
+        let machines = self.machines_delta(from, to, item, None)?;
+        let unmet = self.prices.unmet * self.unmet_delta(service, from, to);
         Some(
             unmet
                 + machines
@@ -342,9 +381,6 @@ impl Landscape for Land<'_> {
         if here == there || mine == its || self.is_there(mine, there) || self.is_there(its, here) {
             return None;
         }
-        if !self.has_room(one, there, Some(other)) || !self.has_room(other, here, Some(one)) {
-            return None;
-        }
         // Services that need each other are looked at one by one: some swaps that would do are refused.
         if !self.may_change(mine, here, there) || !self.may_change(its, there, here) {
             return None;
@@ -352,11 +388,9 @@ impl Landscape for Land<'_> {
         if self.neighborhood[here] != self.neighborhood[there] && self.depend(mine, its) {
             return None;
         }
+        let machines = self.machines_delta(here, there, one, Some(other))?;
         let unmet = self.unmet_delta(mine, here, there) + self.unmet_delta(its, there, here);
-        let machines = self.cost_with(there, Some(one), Some(other)) - self.cost[there]
-            + self.cost_with(here, Some(other), Some(one))
-            - self.cost[here];
-        let moves = self.unmet_price * unmet + self.move_delta(one, there) + self.move_delta(other, here);
+        let moves = self.prices.unmet * unmet + self.move_delta(one, there) + self.move_delta(other, here);
         Some(
             machines
                 + moves
@@ -385,10 +419,37 @@ impl Landscape for Land<'_> {
         self.at[item] = to;
         self.cost[from] = self.cost_with(from, None, None);
         self.cost[to] = self.cost_with(to, None, None);
+        // Nobody's first machine but these two holds more or less than before.
+        for machine in [from, to] {
+            let over = self.over_with(machine, None, None);
+            self.over_sum += over - self.over[machine];
+            self.over[machine] = over;
+        }
+    }
+
+    /// Broken rules grow dearer while there are any, and cheaper while there are none: the search stays near the border.
+    fn reprice(&mut self) -> i64 {
+        let before = self.prices;
+        if before.change == Change::Never {
+            return 0;
+        }
+        let turn = |price: i64, broken: i64| {
+            let changed = if broken > 0 {
+                price + price / 8 + 1
+            } else {
+                price - price / 8
+            };
+            changed.clamp(1, PRICE_MAX)
+        };
+        self.prices.unmet = turn(before.unmet, self.unmet);
+        if before.over > 0 {
+            self.prices.over = turn(before.over, self.over_sum);
+        }
+        self.unmet * (self.prices.unmet - before.unmet) + self.over_sum * (self.prices.over - before.over)
     }
 
     fn is_sound(&self) -> bool {
-        self.unmet == 0
+        self.unmet == 0 && self.over_sum == 0
     }
 
     fn suggest(&self, item: usize, random: u64) -> usize {

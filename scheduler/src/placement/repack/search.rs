@@ -26,6 +26,10 @@ pub trait Landscape {
     fn is_sound(&self) -> bool {
         true
     }
+    /// Asked now and then: the landscape may change what broken rules cost. By how much the objective grew by that.
+    fn reprice(&mut self) -> i64 {
+        0
+    }
     /// A place worth a try for this item; `random` is a number to draw from.
     fn suggest(&self, _item: usize, random: u64) -> usize {
         draw(random, self.places())
@@ -174,6 +178,7 @@ pub fn anneal<L: Landscape>(
                 walk.step(schedule, heat);
             }
             steps += stride;
+            walk.now += walk.land.reprice();
             if observe(steps, -walk.best).is_break() {
                 break 'rounds;
             }
