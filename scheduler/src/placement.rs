@@ -239,3 +239,6 @@ impl Ord for Share {
         product(self.part, other.whole).cmp(&product(other.part, self.whole))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -83,6 +83,8 @@ struct Town {
     daemon: (SpreadId, ClassId),
     /// Asks for more than any machine has.
     infeasible: ClassId,
+    /// Shapes that were asked for once.
+    odd_shapes: u64,
     /// What is placed, by kind.
     placed: [Vec<(Ask, Choice)>; 7],
     /// Processor time of each group, and of it what is in use.
@@ -255,6 +257,7 @@ impl Town {
             spreads,
             daemon,
             infeasible,
+            odd_shapes: 0,
             placed: Default::default(),
             total,
             used: [0; 3],
@@ -284,7 +287,7 @@ impl Town {
     }
 
     /// What arrives when a kind is measured, after a replica of it left.
-    fn next(&mut self, kind: usize, left: Option<Ask>, odd_size: &mut u64) -> Ask {
+    fn next(&mut self, kind: usize, left: Option<Ask>) -> Ask {
         let plainly = |class| Ask {
             class,
             spread: None,
@@ -295,9 +298,9 @@ impl Town {
             0..=SHARE => self.ask(kind),
             INFEASIBLE => plainly(self.infeasible),
             NEW_SHAPE => {
-                *odd_size += 1;
+                self.odd_shapes += 1;
                 let demand = Demand {
-                    cpu: INFEASIBLE_CPU * MICRO + *odd_size,
+                    cpu: INFEASIBLE_CPU * MICRO + self.odd_shapes,
                     ..plain(1, 2)
                 };
                 plainly(self.engine.class(&demand).expect("large, not absurd"))
@@ -397,14 +400,13 @@ fn churn(town: &mut Town, kind: usize, count: usize) -> Sample {
         free_ns: 0.0,
     };
     town.engine.prepare(town.infeasible);
-    let mut odd_size = 0;
     while !town.engine.settle(u64::from(u32::MAX)) {}
     for _ in 0..count {
         let upkeep = monotonic();
         let base = if kind <= APART { kind } else { PLAIN };
         let left = town.drop_one(base);
         let upkeep_before = nanos(upkeep);
-        let ask = town.next(kind, left, &mut odd_size);
+        let ask = town.next(kind, left);
         let number = u32::try_from(town.dice.below(town.engine.machine_count())).expect("below the fleet");
         let decision = monotonic();
         let choice = if kind == DAEMON {

@@ -13,7 +13,7 @@ use berth_api::volume::VolumeTarget;
 
 use super::engine::{
     Ask, CPU_MAX, ClassId, DEVICE_MILLI, DEVICES_MAX, Demand, DemandFault, Engine, GpuNeed, Kind, MachineIdx,
-    Row, Spread, SpreadId,
+    Mix, Row, Spread, SpreadId, Typical,
 };
 use super::{Chosen, Place, Request, Rule, Share};
 use crate::world::{Allocated, Container, HOST_MAX, HOST_MIN, Machine, World};
@@ -92,6 +92,45 @@ fn disk_slots(platform: Platform) -> u8 {
     }
 }
 
+/// What is likely to be asked of machines with GPUs: what the cluster's containers want of them, each replica once.
+fn mix_of(world: &World, numbers: &mut Numbers) -> Mix {
+    let has_gpus = |name: &GroupId| {
+        let group = world
+            .spec()
+            .capacity_groups
+            .iter()
+            .find(|group| group.group_id == *name);
+        group.is_some_and(|group| group.profile.gpu.is_some())
+    };
+    let containers = world.containers().values();
+    let asking =
+        containers.filter(|container| has_gpus(&container.spec.capacity_group) && container.wanted() > 0);
+    let shapes = asking.map(|container| {
+        let amounts = Allocated::of(&container.spec);
+        let gpu = container.spec.resources.gpu.as_ref();
+        Typical {
+            cpu: amounts.cpu.micros(),
+            memory: amounts.memory.get(),
+            gpu: gpu_need(&amounts),
+            models: gpu.map_or(0, |gpu| model_bit(number(&mut numbers.gpu_types, &gpu.kind, 1))),
+            weight: container.wanted().into(),
+        }
+    });
+    Mix::new(&shapes.collect::<Vec<_>>())
+}
+
+fn gpu_need(amounts: &Allocated) -> GpuNeed {
+    match amounts.gpus {
+        0 => GpuNeed::None,
+        gpus => GpuNeed::Whole(u8::try_from(gpus).unwrap_or(u8::MAX)),
+    }
+}
+
+/// The bit of a GPU model. Models beyond the engine's 64 get that of the machines without GPUs, which none can use.
+fn model_bit(model: u16) -> u64 {
+    1u64.checked_shl(model.into()).unwrap_or(1)
+}
+
 /// A container's replicas spread over this many machines before any of them takes more.
 const SPREAD_MACHINES: u32 = 3;
 
@@ -123,15 +162,17 @@ impl Fleet {
             let volume = world.spec_of(replica).volume(replica.ordinal?)?;
             Some((disk(&volume.volume), replica.replica_id.clone()))
         });
+        let mut numbers = Numbers::default();
+        let mix = mix_of(world, &mut numbers);
         let mut fleet = Self {
-            engine: Engine::new(),
+            engine: Engine::with_mix(mix),
             slots: vec![],
             by_id: BTreeMap::new(),
             by_index: vec![],
             groups: groups.collect(),
             writers: writers.collect(),
             spreads: BTreeMap::new(),
-            numbers: Numbers::default(),
+            numbers,
             disk_slots: disk_slots(world.spec().platform),
         };
         for (name, container) in world.containers() {
@@ -300,14 +341,9 @@ impl Fleet {
             cpu: request.amounts.cpu.micros(),
             memory: request.amounts.memory.get(),
             ephemeral: request.amounts.ephemeral.get(),
-            gpu: match request.amounts.gpus {
-                0 => GpuNeed::None,
-                gpus => GpuNeed::Whole(u8::try_from(gpus).unwrap_or(u8::MAX)),
-            },
+            gpu: gpu_need(&request.amounts),
             // A type that no machine has: bit 0 is the machines without GPUs.
-            models: model.map_or(0, |model| {
-                1u64.checked_shl(model.unwrap_or(0).into()).unwrap_or(1)
-            }),
+            models: model.map_or(0, |model| model_bit(model.unwrap_or(0))),
             group: known(self.numbers.groups.get(&spec.capacity_group)),
             zone: zone.and_then(|zone| known(self.numbers.zones.get(zone))),
             required: 0,

@@ -186,7 +186,7 @@ impl Unplaced {
 }
 
 /// What a machine must have for a request, beside the amounts.
-struct Need<'a> {
+pub(super) struct Need<'a> {
     request: &'a Request<'a>,
     demand: Demand,
     /// The disk and its zone.
@@ -194,7 +194,7 @@ struct Need<'a> {
 }
 
 impl<'a> Need<'a> {
-    fn of(fleet: &Fleet, request: &'a Request<'a>) -> Self {
+    pub(super) fn of(fleet: &Fleet, request: &'a Request<'a>) -> Self {
         let volume = request.ordinal.and_then(|ordinal| request.spec.volume(ordinal));
         Self {
             request,
@@ -205,7 +205,7 @@ impl<'a> Need<'a> {
 
     /// The first filter that rules the machine out; none when it can take the replica. Says in words what the engine
     /// decides by numbers: a test holds them together.
-    fn verdict(&self, fleet: &Fleet, slot: &Slot) -> Option<Filter> {
+    pub(super) fn verdict(&self, fleet: &Fleet, slot: &Slot) -> Option<Filter> {
         let spec = self.request.spec;
         let gpu = spec
             .resources
