@@ -67,7 +67,7 @@ impl Cell {
             large: vec![],
             devices: vec![],
             machines: vec![],
-            log: vec![0; LOG_LEN],
+            log: vec![],
             changes: 0,
         }
     }
@@ -116,7 +116,11 @@ impl Cell {
     /// Remembers that a slot changed.
     pub(super) fn note(&mut self, slot: u32) {
         let position = usize::try_from(self.changes % LOG_LEN as u64).expect("below the length of the log");
-        self.log[position] = slot;
+        match self.log.get_mut(position) {
+            Some(known) => *known = slot,
+            // Full only once so many changes came; a decision changes nothing, so it never allocates here.
+            None => self.log.push(slot),
+        }
         self.changes += 1;
     }
 

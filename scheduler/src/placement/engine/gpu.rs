@@ -18,6 +18,8 @@
 //! to the device where least is left, and little differences are no differences. Among equal keys the engine takes the
 //! first machine, which keeps the rest of the fleet whole; without that step the same score packs worse than none.
 
+use std::sync::OnceLock;
+
 use super::cell::CellFacts;
 use super::demand::{DEVICE_MILLI, DEVICES_MAX, Demand, GpuNeed, Row};
 
@@ -98,8 +100,10 @@ pub struct Mix {
     weights: Weights,
     /// For each price the cost of a millionth of a vCPU, in 2^-32 of the unit of the tables.
     prices: [u64; LANES],
-    /// What a device is worth by its free thousandths, for each price.
-    worth: Vec<[u16; LANES]>,
+    /// The shapes that want GPUs, from which the tables are made.
+    wanted: Vec<Item>,
+    /// What a device is worth by its free thousandths, for each price. Made when first needed: most fleets have no GPUs.
+    tables: OnceLock<Vec<[u16; LANES]>>,
 }
 
 impl Default for Mix {
@@ -131,8 +135,14 @@ impl Mix {
             shapes: shapes.to_vec(),
             weights,
             prices,
-            worth: worth(&wanted, &prices, weights.small),
+            wanted,
+            tables: OnceLock::new(),
         }
+    }
+
+    fn worth(&self) -> &[[u16; LANES]] {
+        self.tables
+            .get_or_init(|| worth(&self.wanted, &self.prices, self.weights.small))
     }
 
     #[must_use]
@@ -193,7 +203,7 @@ impl Mix {
     fn devices(&self, row: &Row) -> [u16; LANES] {
         let mut sum = [0u16; LANES];
         for free in row.devices {
-            for (sum, worth) in sum.iter_mut().zip(&self.worth[usize::from(free)]) {
+            for (sum, worth) in sum.iter_mut().zip(&self.worth()[usize::from(free)]) {
                 *sum += worth;
             }
         }
@@ -202,7 +212,7 @@ impl Mix {
 
     /// The same when so many devices with `free` have only `left`.
     fn without(&self, devices: &[u16; LANES], free: u16, left: u16, count: u8) -> [u16; LANES] {
-        let (gone, kept) = (&self.worth[usize::from(free)], &self.worth[usize::from(left)]);
+        let (gone, kept) = (&self.worth()[usize::from(free)], &self.worth()[usize::from(left)]);
         let mut sum = *devices;
         for lane in 0..LANES {
             sum[lane] -= (gone[lane] - kept[lane]) * u16::from(count);
