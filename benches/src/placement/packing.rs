@@ -23,7 +23,7 @@ use crate::report::{Context, Outcome, Picture, Promise, Table};
 use families::{Case, SEED};
 
 /// Steps of each packing, about as many nanoseconds.
-const STEPS: u64 = 1_000_000_000;
+const STEPS: u64 = 3_000_000_000;
 const STEPS_QUICK: u64 = 50_000_000;
 const PLANS: usize = 400;
 const PLANS_QUICK: usize = 40;

@@ -16,6 +16,8 @@ const CHUNK_ROWS: usize = 260;
 const WHOLE_ROWS: usize = 1_000;
 /// Rounds without progress after which prices count as good.
 const STALLED_MAX: usize = 12;
+/// So many patterns of one round of pricing may have a row in common.
+const ROW_USES: usize = 1;
 /// A pattern must be worth so much more than a bin.
 const GAIN_MIN: i64 = ONE >> 10;
 /// How patterns are looked for from each row.
@@ -26,6 +28,8 @@ struct Effort {
     /// What a pattern must be worth at the mean.
     threshold: i64,
     steps: usize,
+    /// Of so many rows one is searched from, in turns.
+    stride: usize,
 }
 
 const EFFORTS: [Effort; 2] = [
@@ -33,11 +37,13 @@ const EFFORTS: [Effort; 2] = [
         smoothing: 3,
         threshold: ONE - ONE / 16,
         steps: 1_500,
+        stride: 2,
     },
     Effort {
         smoothing: 0,
         threshold: ONE + GAIN_MIN,
         steps: 10_000,
+        stride: 1,
     },
 ];
 const ROUNDS_MAX: usize = 200;
@@ -67,21 +73,24 @@ pub(super) fn improve<const D: usize>(
     let mut improved = Improved { layout: None, bound };
     let kinds = remaining(&packed);
     if kinds.len() <= WHOLE_ROWS {
-        let mut part = work.part(2);
+        let few = kinds.len() <= CHUNK_ROWS;
+        let mut part = work.part(if few { 1 } else { 2 });
         let mut chunk = Chunk::new(model, kinds.clone(), &packed.left);
         chunk.learn(&patterns);
-        let mut generation = part.part(2);
-        let converged = chunk.generate(&mut generation);
-        part.join(generation);
+        let mut rest = part.part(3);
+        let converged = chunk.generate(&mut part);
+        rest.join(part);
         if model.open.is_empty() {
-            improved.bound = improved.bound.max(chunk.bound(bound, &mut part));
+            let mut proof = rest.part(2);
+            improved.bound = improved.bound.max(chunk.bound(bound, &mut proof));
+            rest.join(proof);
         }
-        if converged && layout.fewer_possible(improved.bound) {
+        if (converged || few) && layout.fewer_possible(improved.bound) {
             let mut whole = packed.clone();
-            chunk.dive(0, &mut whole, &mut part);
-            improved.layout = Some(greedy::complete(model, whole, &mut part));
+            chunk.dive(0, &mut whole, &mut rest);
+            improved.layout = Some(greedy::complete(model, whole, &mut rest));
         }
-        work.join(part);
+        work.join(rest);
     }
     let best = improved.layout.as_ref().unwrap_or(layout);
     if best.fewer_possible(improved.bound) && kinds.len() > CHUNK_ROWS && work.left() {
@@ -124,9 +133,9 @@ fn in_chunks<const D: usize>(
             let rows: Vec<usize> = kinds.iter().copied().skip(number).step_by(chunks).collect();
             let mut chunk = Chunk::new(model, rows, &packed.left);
             chunk.learn(patterns);
-            let mut generation = part.part(2);
-            chunk.generate(&mut generation);
-            part.join(generation);
+            let rest = part.part(3);
+            chunk.generate(&mut part);
+            part.join(rest);
             let keep = if chunks == 1 { 0 } else { chunk.total() / REST_PART };
             chunk.dive(keep, packed, &mut part);
             round.join(part);
@@ -150,6 +159,7 @@ struct Chunk<'a, const D: usize> {
     known: BTreeSet<Column>,
     /// A moving mean of the prices: those of a degenerate vertex are extreme, and patterns for them are of little use.
     smooth: Vec<i64>,
+    turn: usize,
 }
 
 /// What an item would be worth if all bins could be filled in every dimension.
@@ -178,6 +188,7 @@ impl<'a, const D: usize> Chunk<'a, D> {
             smooth: rows.iter().map(|kind| volume_price(model, *kind)).collect(),
             rows,
             known: BTreeSet::new(),
+            turn: 0,
         }
     }
 
@@ -239,19 +250,37 @@ impl<'a, const D: usize> Chunk<'a, D> {
             *smooth = (*smooth * effort.smoothing + (*price).max(0)) / (effort.smoothing + 1);
         }
         self.pricing.set(&self.smooth, work);
-        let mut added = 0;
-        for seed in 0..self.pricing.len() {
-            let found = self
+        let mut found: Vec<(i64, Column)> = Vec::new();
+        self.turn += 1;
+        for seed in (self.turn % effort.stride..self.pricing.len()).step_by(effort.stride) {
+            let search = self
                 .pricing
                 .search(Some(seed), effort.threshold, effort.steps, work);
-            if let Some(column) = found.pattern {
-                let worth: i64 = column
-                    .iter()
-                    .map(|(row, count)| self.master.prices()[*row] * count)
-                    .sum();
-                if (worth > ONE + GAIN_MIN || found.value > ONE + GAIN_MIN) && self.add(column) {
-                    added += 1;
+            if let Some(column) = search.pattern {
+                let prices = self.master.prices();
+                let worth: i64 = column.iter().map(|(row, count)| prices[*row] * count).sum();
+                if worth > ONE + GAIN_MIN || search.value > ONE + GAIN_MIN {
+                    found.push((worth, column));
                 }
+            }
+        }
+        self.add_apart(found)
+    }
+
+    /// Adds the patterns of most worth that have few rows in common: together they complete each other to packings, and
+    /// each further column costs pivots. How many.
+    fn add_apart(&mut self, mut found: Vec<(i64, Column)>) -> usize {
+        found.sort_unstable_by(|one, other| other.cmp(one));
+        let mut used = vec![0; self.rows.len()];
+        let mut added = 0;
+        for (_, column) in found {
+            let fresh = column.iter().filter(|(row, _)| used[*row] < ROW_USES).count();
+            if fresh * 2 > column.len() && !self.known.contains(&column) {
+                for (row, _) in &column {
+                    used[*row] += 1;
+                }
+                self.add(column);
+                added += 1;
             }
         }
         added
