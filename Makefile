@@ -10,7 +10,7 @@ WORKLOAD := target/$(TARGET)/release/berth-test-workload
 PACK_IMAGE := target/release/pack-image
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help demo test bench lint build clean setup-build setup-demo setup-test
+.PHONY: help demo test bench bench-placement lint build clean setup-build setup-demo setup-test
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ test: setup-test $(WORKLOAD) ## Run every test; those that need root are skipped
 
 bench: setup-test build ## Measure what SPECIFICATION.md promises; writes a table and JSON below target/bench.
 	$(AS_ROOT) benches/run.sh
+
+bench-placement: setup-build ## Measure placement against published results and bounds; writes docs/placement-report.md.
+	benches/placement.sh
 
 lint: setup-build ## Check formatting and lints.
 	$(CARGO) fmt --all --check

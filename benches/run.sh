@@ -2,7 +2,7 @@
 # Measures what issue 2 promises, on the real programs, and leaves nothing behind. Needs root. See README.md.
 #   BERTH_PROGRAMS=DIR       where berth, berth-scheduler, berthd and berth-logkeeper are [target/release]
 #   BERTH_BENCH_PROFILE=dev  builds the measuring program unoptimised [release]
-#   BERTH_BENCH_DATA=DIR     where everything written goes, and data sets kept between runs [/var/tmp]
+#   BERTH_BENCH_WORK=DIR     where everything written goes [/var/tmp]
 #   BERTH_BENCH_RUNS=N       single starts measured [20]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,7 +14,7 @@ profile=${BERTH_BENCH_PROFILE:-release}
 directory=$profile
 [ "$profile" = dev ] && directory=debug
 programs=${BERTH_PROGRAMS:-$root/target/$directory}
-data=${BERTH_BENCH_DATA:-/var/tmp}
+data=${BERTH_BENCH_WORK:-/var/tmp}
 for program in berth berth-scheduler berthd berth-logkeeper; do
   [ -x "$programs/$program" ] || { echo "$programs/$program is not there: make build" >&2; exit 1; }
 done
