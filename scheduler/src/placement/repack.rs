@@ -10,7 +10,7 @@
 //! has a net saving, prices of moves deducted, or no moves. No machine becomes occupied that was empty.
 //!
 //! **Method.** Machines are ranked by cost saved for each move, then for each byte. They are emptied in that order: the
-//! largest replica first, each to where least is left over; where nothing has room, a chain of up to three replicas makes
+//! largest replica first, each to where least is left over among the fullest machines with room; where nothing has room, a chain of up to three replicas makes
 //! some. What costs moves without saving is taken back. Other orders and sets of machines are tried, and for the next machine
 //! that did not come empty a local search over all places ([`search`]). The largest saving counts, then the fewest moves.
 

@@ -8,6 +8,8 @@ use super::{Kept, Movable};
 
 /// Machines on which a chain looks for room, the least lacking first.
 const CHAIN_WIDTH: usize = 8;
+/// Machines with room that are compared for a replica, the fullest first.
+const FITS_MAX: usize = 64;
 /// Replicas that move to make room for one.
 const CHAIN_DEPTH: u32 = 2;
 /// Orders of the machines that are tried by chance after those that are tried by reason.
@@ -78,6 +80,7 @@ pub(super) fn best(packing: &mut Packing<'_>) -> Found {
 /// Empties machines in the order given, and leaves the packing as it was.
 fn attempt(packing: &mut Packing<'_>, order: Order, reach: Reach) -> Found {
     let start = packing.mark();
+    packing.begin();
     let mut freed = Vec::new();
     let mut kept = Vec::new();
     for machine in candidates(packing, order) {
@@ -221,11 +224,14 @@ fn affordable(packing: &Packing<'_>, machine: usize) -> Result<(), Kept> {
     Ok(())
 }
 
-/// Moves the replica to the occupied machine where least is left over, the first of equals.
+/// Moves the replica to the occupied machine where least is left over, of the first few that have room in the order of
+/// the attempt; the first of equals.
 fn rehome(packing: &mut Packing<'_>, replica: usize, but: usize) -> bool {
     let here = packing.place[replica];
     let mut best: Option<(u64, usize)> = None;
-    for machine in 0..packing.free.len() {
+    let (mut looks, mut fits) = (0, 0);
+    for &machine in &packing.fullest {
+        looks += 1;
         if !packing.has_room(replica, machine) || machine == here || machine == but {
             continue;
         }
@@ -241,11 +247,15 @@ fn rehome(packing: &mut Packing<'_>, replica: usize, but: usize) -> bool {
         } else {
             packing.slack(replica, machine)
         };
-        if best.is_none_or(|(least, _)| slack < least) {
+        if best.is_none_or(|least| (slack, machine) < least) {
             best = Some((slack, machine));
         }
+        fits += 1;
+        if fits == FITS_MAX {
+            break;
+        }
     }
-    packing.look(packing.free.len());
+    packing.look(looks);
     let Some((_, machine)) = best else {
         return false;
     };

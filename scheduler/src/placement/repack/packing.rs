@@ -20,6 +20,8 @@ pub(super) struct Packing<'a> {
     pub(super) on: Vec<Vec<usize>>,
     /// Machines that take nothing for now: shut in the snapshot, being emptied, or freed.
     pub(super) shut: Vec<bool>,
+    /// All machines, those with the least room first, as it was when the attempt began.
+    pub(super) fullest: Vec<usize>,
     /// Replicas that are not where the snapshot has them, and their bytes.
     pub(super) moves: u32,
     pub(super) bytes: u64,
@@ -125,6 +127,7 @@ impl<'a> Packing<'a> {
                 .iter()
                 .map(|machine| machine.door == Door::Shut)
                 .collect(),
+            fullest: (0..machines).collect(),
             moves: 0,
             bytes: 0,
             steps: 0,
@@ -281,6 +284,23 @@ impl<'a> Packing<'a> {
     /// Makes the machine a target again, if the snapshot has it as one.
     pub(super) fn reopen(&mut self, machine: usize) {
         self.shut[machine] = self.snapshot.machines[machine].door == Door::Shut;
+    }
+
+    /// Puts the machines in order for an attempt.
+    pub(super) fn begin(&mut self) {
+        let mut room: Vec<(u64, usize)> = Vec::with_capacity(self.free.len());
+        for (machine, free) in self.free.iter().enumerate() {
+            let shares = free.iter().zip(&self.scale).filter(|(_, scale)| **scale > 1);
+            room.push((
+                shares
+                    .map(|(free, scale)| share(*free, *scale).min(1 << 24))
+                    .sum(),
+                machine,
+            ));
+        }
+        room.sort_unstable();
+        self.fullest = room.into_iter().map(|(_, machine)| machine).collect();
+        self.look(self.free.len());
     }
 
     /// Counts work.
