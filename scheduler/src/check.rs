@@ -1,13 +1,20 @@
 //! An independent verifier of decisions: it recomputes every sum from the replicas alone and shares no code with what
 //! decided. The cluster's actor appends nothing of a decision with a violation.
+//!
+//! [`check`] looks at what the entries of a decision touch: the cost is that of the decision, not of the cluster.
+//! [`check_all`] applies any entries to a copy of the world and looks at everything, what applying keeps included: sums and
+//! generations. Tests and the simulation run it on every decision; they also prove that both agree.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod touched;
+mod whole;
+
 use std::net::IpAddr;
 
-use berth_api::id::{MachineId, ReplicaId};
+use berth_api::container::ContainerSpec;
+use berth_api::id::{ContainerName, MachineId, ReplicaId};
 
-use crate::entry::Entry;
-use crate::world::{Machine, Replica, World};
+use crate::entry::{Entry, MachineHealthState, Placed};
+use crate::world::{Container, Machine, Replica, World};
 
 /// A rule that a decision would break.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +55,12 @@ pub enum Violation {
         replica_id: ReplicaId,
         fault: &'static str,
     },
+    #[error("replica {replica_id} is placed on machine {machine_id}, which is {status}")]
+    NotRunning {
+        replica_id: ReplicaId,
+        machine_id: MachineId,
+        status: &'static str,
+    },
     #[error("the set of machine {machine_id} would change and stay at generation {generation}")]
     GenerationStays { machine_id: MachineId, generation: u64 },
     #[error("the generation of machine {machine_id} would go from {before} to {after}")]
@@ -58,291 +71,228 @@ pub enum Violation {
     },
 }
 
-/// Every rule that applying `entries` to `before` would break; empty when none. Events are not looked at.
+/// Every rule that a decision would break in `before`; empty when none. Events are not looked at.
 #[must_use]
 pub fn check(before: &World, entries: &[Entry]) -> Vec<Violation> {
-    let mut after = before.clone();
-    for (index, entry) in entries.iter().enumerate() {
-        if matches!(entry, Entry::EventRecorded { .. }) {
-            continue;
-        }
-        if let Err(error) = after.try_apply(entry) {
-            return vec![Violation::Inapplicable {
-                number: index + 1,
-                error: error.to_string(),
-            }];
-        }
-    }
-    let mut violations = vec![];
-    for machine in after.machines().values() {
-        capacity(before, &after, machine, &mut violations);
-        generation(before, &after, machine, &mut violations);
-    }
-    for replica in after
-        .replicas()
-        .values()
-        .filter(|replica| is_new(before, replica))
-    {
-        place(&after, replica, &mut violations);
-    }
-    uniqueness(before, &after, &mut violations);
-    violations
+    touched::check(before, entries).unwrap_or_else(|| whole::check(before, entries))
 }
 
-/// Placed by this decision: rules for the choice of a place hold for these only, since machines and declarations may
-/// change under older ones.
-fn is_new(before: &World, replica: &Replica) -> bool {
-    before
-        .replica(&replica.replica_id)
-        .is_none_or(|known| known.sequence != replica.sequence)
+/// Every rule that applying `entries` to `before` would break anywhere; empty when none. Events are not looked at.
+#[must_use]
+pub fn check_all(before: &World, entries: &[Entry]) -> Vec<Violation> {
+    whole::check(before, entries)
 }
 
 const DIMENSIONS: [&str; 4] = ["cpu", "memory", "ephemeral storage", "GPUs"];
 
-/// What one replica holds, in the order of [`DIMENSIONS`].
-fn held_by(world: &World, replica: &Replica) -> [u128; 4] {
-    let resources = &world.spec_of(replica).resources;
-    [
-        resources.cpu.desired.micros().into(),
-        resources.memory.desired.get().into(),
-        resources.ephemeral_storage.map_or(0, |bytes| bytes.get().into()),
-        resources.gpu.as_ref().map_or(0, |gpu| gpu.count.into()),
-    ]
+/// Amounts in the order of [`DIMENSIONS`].
+type Amounts = [u128; 4];
+
+/// Something that holds a part of a machine: a replica of the world, or one that a decision places.
+#[derive(Debug, Clone, Copy)]
+struct Holder<'a> {
+    replica_id: &'a ReplicaId,
+    container: &'a ContainerName,
+    revision: u64,
+    ordinal: Option<u32>,
+    ip: IpAddr,
+    host_port: Option<u16>,
 }
 
-fn capacity(before: &World, after: &World, machine: &Machine, violations: &mut Vec<Violation>) {
-    let id = &machine.spec.machine_id;
-    let mut held = [0u128; 4];
-    let mut gains = false;
-    for replica in after
-        .replicas()
-        .values()
-        .filter(|replica| replica.machine_id == *id)
-    {
-        gains |= is_new(before, replica);
-        for (sum, part) in held.iter_mut().zip(held_by(after, replica)) {
-            *sum += part;
+impl<'a> From<&'a Replica> for Holder<'a> {
+    fn from(replica: &'a Replica) -> Self {
+        Self {
+            replica_id: &replica.replica_id,
+            container: &replica.container,
+            revision: replica.revision,
+            ordinal: replica.ordinal,
+            ip: replica.ip,
+            host_port: replica.host_port,
         }
     }
+}
+
+impl<'a> From<&'a Placed> for Holder<'a> {
+    fn from(placed: &'a Placed) -> Self {
+        Self {
+            replica_id: &placed.replica_id,
+            container: &placed.container,
+            revision: placed.revision,
+            ordinal: placed.ordinal,
+            ip: placed.ip,
+            host_port: placed.host_port,
+        }
+    }
+}
+
+impl Holder<'_> {
+    fn spec<'w>(&self, world: &'w World) -> Option<&'w ContainerSpec> {
+        declared(world.container(self.container)?, self.revision)
+    }
+
+    /// What it holds; nothing when its declaration is not there, which is a fault of its own.
+    fn amounts(&self, world: &World) -> Amounts {
+        let Some(spec) = self.spec(world) else {
+            return Amounts::default();
+        };
+        let resources = &spec.resources;
+        [
+            resources.cpu.desired.micros().into(),
+            resources.memory.desired.get().into(),
+            resources.ephemeral_storage.map_or(0, |bytes| bytes.get().into()),
+            resources.gpu.as_ref().map_or(0, |gpu| gpu.count.into()),
+        ]
+    }
+
+    /// The disk or directory that it writes to.
+    fn disk<'w>(&self, world: &'w World) -> Option<(&'static str, &'w str)> {
+        let spec = self.spec(world)?;
+        let mut volumes = spec.volumes.iter();
+        let volume = volumes.find(|volume| Some(volume.ordinal) == self.ordinal)?;
+        Some((volume.volume.kind(), volume.volume.identity()))
+    }
+}
+
+fn declared(container: &Container, revision: u64) -> Option<&ContainerSpec> {
+    if container.revision == revision {
+        return Some(&container.spec);
+    }
+    container.older.get(&revision)
+}
+
+/// What replicas may hold of a machine in all.
+fn usable(machine: &Machine) -> Amounts {
     let capacity = &machine.spec.capacity;
     let less = |total: u64, reserve: u64| u128::from(total).saturating_sub(reserve.into());
-    let usable = [
+    [
         less(capacity.cpu.total.micros(), capacity.cpu.system_reserve.micros()),
         less(capacity.memory.total.get(), capacity.memory.system_reserve.get()),
         capacity.ephemeral_storage.total.get().into(),
         capacity.gpu.as_ref().map_or(0, |gpu| gpu.total.into()),
-    ];
-    let accounted = [
+    ]
+}
+
+/// What a machine says that its replicas hold.
+fn accounted(machine: &Machine) -> Amounts {
+    [
         machine.allocated.cpu.micros().into(),
         machine.allocated.memory.get().into(),
         machine.allocated.ephemeral.get().into(),
-        u128::from(machine.allocated.gpus),
-    ];
-    for (index, dimension) in DIMENSIONS.into_iter().enumerate() {
-        // A machine that came back smaller may hold more than it has; it must not be given more.
-        if gains && held[index] > usable[index] {
-            violations.push(Violation::OverCapacity {
-                machine_id: id.clone(),
-                dimension,
-                given: held[index],
-                usable: usable[index],
-            });
-        }
-        if accounted[index] != held[index] {
-            violations.push(Violation::WrongSum {
-                machine_id: id.clone(),
-                dimension,
-                accounted: accounted[index],
-                held: held[index],
-            });
-        }
-    }
+        machine.allocated.gpus.into(),
+    ]
 }
 
-fn generation(before: &World, after: &World, machine: &Machine, violations: &mut Vec<Violation>) {
-    let id = &machine.spec.machine_id;
-    let Some(known) = before.machine(id) else {
-        return;
-    };
-    if (after.epoch(), machine.generation) < (before.epoch(), known.generation) {
-        violations.push(Violation::GenerationFalls {
-            machine_id: id.clone(),
-            before: known.generation,
-            after: machine.generation,
-        });
+fn sum<'a>(world: &World, holders: impl IntoIterator<Item = Holder<'a>>) -> Amounts {
+    let mut total = Amounts::default();
+    for holder in holders {
+        for (sum, part) in total.iter_mut().zip(holder.amounts(world)) {
+            *sum += part;
+        }
     }
-    let set = |world: &World| world.assignment_set(id).map(|set| (set.replicas, set.stops));
-    if machine.generation == known.generation && after.epoch() == before.epoch() && set(before) != set(after)
+    total
+}
+
+fn over_capacity(machine: &Machine, given: Amounts) -> impl Iterator<Item = Violation> {
+    let all = DIMENSIONS.into_iter().zip(given).zip(usable(machine));
+    all.filter(|((_, given), usable)| given > usable)
+        .map(|((dimension, given), usable)| Violation::OverCapacity {
+            machine_id: machine.spec.machine_id.clone(),
+            dimension,
+            given,
+            usable,
+        })
+}
+
+fn wrong_sum(machine: &Machine, held: Amounts) -> impl Iterator<Item = Violation> {
+    let all = DIMENSIONS.into_iter().zip(accounted(machine)).zip(held);
+    all.filter(|((_, accounted), held)| accounted != held)
+        .map(|((dimension, accounted), held)| Violation::WrongSum {
+            machine_id: machine.spec.machine_id.clone(),
+            dimension,
+            accounted,
+            held,
+        })
+}
+
+/// First and last host number of a subnet of 256 that a replica may have, and the ports that a replica may have of its
+/// machine; said again here, on purpose.
+const HOSTS: std::ops::RangeInclusive<u8> = 2..=254;
+const HOST_PORTS: std::ops::RangeInclusive<u16> = 8001..=8999;
+
+/// What is wrong with a place by itself. `health` and `is_draining` are the machine's at the time of the placement.
+fn misplaced(
+    container: &Container,
+    placed: &Placed,
+    machine: &Machine,
+    health: MachineHealthState,
+) -> Vec<Violation> {
+    let spec = &container.spec;
+    let mut faults = vec![];
+    if container.stopped_since.is_some() || container.deleted_since.is_some() {
+        faults.push("its container is stopped or deleted");
+    }
+    if placed.revision != container.revision {
+        faults.push("it would not run what its container declares");
+    }
+    if placed.ordinal.is_some() != spec.stateful {
+        faults.push("it has an ordinal and is stateless, or the reverse");
+    }
+    if let Some(ordinal) = placed.ordinal
+        && placed.replica_id.as_str() != format!("{}-{ordinal}", placed.container)
     {
-        violations.push(Violation::GenerationStays {
-            machine_id: id.clone(),
-            generation: known.generation,
-        });
+        faults.push("its id is not that of its ordinal");
     }
-}
-
-fn place(after: &World, replica: &Replica, violations: &mut Vec<Violation>) {
-    let spec = after.spec_of(replica);
-    let mut fault = |fault| {
-        violations.push(Violation::Misplaced {
-            replica_id: replica.replica_id.clone(),
-            fault,
-        });
-    };
-    let Some(machine) = after.machine(&replica.machine_id) else {
-        return fault("its machine is not registered");
-    };
     if machine.spec.capacity_group != spec.capacity_group {
-        fault("its machine is in another capacity group");
+        faults.push("its machine is in another capacity group");
     }
-    if machine.draining_since.is_some() {
-        fault("its machine is draining");
+    let mut volumes = spec.volumes.iter();
+    let volume = volumes.find(|volume| Some(volume.ordinal) == placed.ordinal);
+    if let Some(zone) = volume.and_then(|volume| volume.volume.zone())
+        && *zone != machine.spec.zone
+    {
+        faults.push("its volume is in another zone");
     }
-    let zone = spec
-        .volumes
-        .iter()
-        .find(|volume| Some(volume.ordinal) == replica.ordinal)
-        .and_then(|volume| volume.volume.zone());
-    if zone.is_some_and(|zone| *zone != machine.spec.zone) {
-        fault("its volume is in another zone");
+    if let Some(gpu) = &spec.resources.gpu
+        && Some(&gpu.kind) != machine.spec.capacity.gpu.as_ref().map(|gpu| &gpu.kind)
+    {
+        faults.push("its machine has no GPU of its type");
     }
-    let gpu_kind = spec.resources.gpu.as_ref().map(|gpu| &gpu.kind);
-    if gpu_kind.is_some() && gpu_kind != machine.spec.capacity.gpu.as_ref().map(|gpu| &gpu.kind) {
-        fault("its machine has no GPU of its type");
+    if placed.host_port.is_some() != spec.load_balancer_target.is_some() {
+        faults.push("it has a host port without a load balancer target, or the reverse");
     }
-    if replica.host_port.is_some() != spec.load_balancer_target.is_some() {
-        fault("it has a host port without a load balancer target, or the reverse");
+    if placed.host_port.is_some_and(|port| !HOST_PORTS.contains(&port)) {
+        faults.push("its host port is not one that replicas may have");
     }
-}
-
-fn uniqueness(before: &World, after: &World, violations: &mut Vec<Violation>) {
-    let mut addresses: BTreeMap<IpAddr, &ReplicaId> = BTreeMap::new();
-    let mut ports: BTreeMap<(&MachineId, u16), &ReplicaId> = BTreeMap::new();
-    let mut volumes: BTreeMap<(&str, &str), &Replica> = BTreeMap::new();
-    let networks: BTreeSet<u32> = after
-        .machines()
-        .values()
-        .map(|machine| machine.subnet_index)
-        .collect();
-    assert!(
-        networks.len() == after.machines().len(),
-        "two machines own one subnet"
-    );
-    for replica in after.replicas().values() {
-        let id = &replica.replica_id;
-        if let Some(other) = addresses.insert(replica.ip, id) {
-            violations.push(Violation::SameAddress {
-                one: other.clone(),
-                other: id.clone(),
-                ip: replica.ip,
-            });
+    let cidr = machine.network.cidr;
+    let is_inside = match placed.ip {
+        IpAddr::V4(ip) => {
+            let mask = u32::MAX
+                .checked_shl(32 - u32::from(cidr.prefix_len()))
+                .unwrap_or(0);
+            (u32::from(ip) ^ u32::from(cidr.network())) & mask == 0 && HOSTS.contains(&ip.octets()[3])
         }
-        if let Some(host_port) = replica.host_port
-            && let Some(other) = ports.insert((&replica.machine_id, host_port), id)
-        {
-            violations.push(Violation::SameHostPort {
-                one: other.clone(),
-                other: id.clone(),
-                machine_id: replica.machine_id.clone(),
-                host_port,
-            });
-        }
-        let volume = replica
-            .ordinal
-            .and_then(|ordinal| after.spec_of(replica).volume(ordinal));
-        if let Some(volume) = volume {
-            let disk = (volume.volume.kind(), volume.volume.identity());
-            if let Some(other) = volumes.insert(disk, replica)
-                && (is_new(before, replica) || is_new(before, other))
-            {
-                violations.push(Violation::TwoWriters {
-                    one: other.replica_id.clone(),
-                    other: id.clone(),
-                });
-            }
-        }
+        IpAddr::V6(_) => false,
+    };
+    if !is_inside {
+        faults.push("its address is not one that its machine gives away");
     }
+    let faults = faults.into_iter().map(|fault| Violation::Misplaced {
+        replica_id: placed.replica_id.clone(),
+        fault,
+    });
+    let status = match (health, machine.draining_since) {
+        (MachineHealthState::Running, None) => None,
+        (MachineHealthState::Running, Some(_)) => Some("draining"),
+        (MachineHealthState::Unhealthy, _) => Some("silent"),
+        (MachineHealthState::Initializing, _) => Some("not heard yet"),
+    };
+    let status = status.map(|status| Violation::NotRunning {
+        replica_id: placed.replica_id.clone(),
+        machine_id: placed.machine_id.clone(),
+        status,
+    });
+    faults.chain(status).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use berth_api::id::MachineId;
-
-    use super::*;
-    use crate::entry::Placed;
-    use crate::fixture::{Town, stateful, stateless};
-
-    fn placed(town: &Town, id: &str, container: &str, machine: &str, host: u8) -> Entry {
-        let ordinal = id.rsplit('-').next().and_then(|text| text.parse().ok());
-        Entry::ReplicaPlaced(Placed {
-            replica_id: id.parse().unwrap(),
-            container: container.parse().unwrap(),
-            ordinal,
-            revision: 1,
-            machine_id: machine.parse().unwrap(),
-            ip: IpAddr::from([10, 244, if machine == "m1" { 0 } else { 1 }, host]),
-            host_port: None,
-            chosen: None,
-            at: town.now.wall,
-        })
-    }
-
-    #[test]
-    fn refuses_more_than_a_machine_has() {
-        let mut town = Town::of(1);
-        town.put(stateless("a", 1));
-        let entries: Vec<Entry> = (2..7u8)
-            .map(|host| placed(&town, &format!("a-m1-x{host}"), "a", "m1", host))
-            .collect();
-        assert_eq!(check(&town.world, &entries[..4]), vec![]);
-        let violations = check(&town.world, &entries);
-        assert!(
-            matches!(violations[..], [Violation::OverCapacity { dimension: "cpu", .. }]),
-            "{violations:?}"
-        );
-    }
-
-    #[test]
-    fn refuses_two_writers_of_one_volume_and_wrong_machines() {
-        let mut town = Town::of(2);
-        town.join("g1", "gpu");
-        let mut other = stateful("b", 1);
-        other.volumes = stateful("a", 1).volumes;
-        town.put(stateful("a", 1));
-        town.put(other);
-        let entries = [
-            placed(&town, "a-0", "a", "m1", 2),
-            placed(&town, "b-0", "b", "m2", 2),
-        ];
-        let violations = check(&town.world, &entries);
-        assert!(
-            matches!(violations[..], [Violation::TwoWriters { .. }]),
-            "{violations:?}"
-        );
-
-        let mut elsewhere = entries[0].clone();
-        if let Entry::ReplicaPlaced(placed) = &mut elsewhere {
-            placed.machine_id = MachineId::new("g1").unwrap();
-            placed.ip = IpAddr::from([10, 244, 2, 2]);
-        }
-        let violations = check(&town.world, &[elsewhere]);
-        assert!(
-            matches!(violations[..], [Violation::Misplaced { .. }]),
-            "{violations:?}"
-        );
-    }
-
-    #[test]
-    fn refuses_an_address_twice() {
-        let mut town = Town::of(1);
-        town.put(stateless("a", 2));
-        let entries = [
-            placed(&town, "a-m1-x", "a", "m1", 2),
-            placed(&town, "a-m1-y", "a", "m1", 2),
-        ];
-        assert!(matches!(
-            check(&town.world, &entries)[..],
-            [Violation::Inapplicable { number: 2, .. }]
-        ));
-    }
-}
+pub(crate) mod tests;

@@ -47,13 +47,18 @@ pub fn decide(world: &World, observed: &Observed, limits: &Limits, now: Now) -> 
         observed,
         limits,
         now,
+        freeze: None,
         entries: vec![],
+        plans: BTreeMap::new(),
+        dirty: world.containers().keys().cloned().collect(),
     };
     for entry in liveness::changes(world, observed, limits, now) {
         draft.push(entry);
     }
     draft.push_gone();
+    // Only the health of machines decides it, and that is settled now.
     let freeze = liveness::freeze(&draft.world, observed, limits, now);
+    draft.freeze = freeze;
     let mut rounds = 0;
     let outcome = loop {
         let count_before = draft.entries.len();
@@ -95,7 +100,12 @@ struct Draft<'a> {
     observed: &'a Observed,
     limits: &'a Limits,
     now: Now,
+    freeze: Option<Freeze>,
     entries: Vec<Entry>,
+    /// Of the containers that are not in `dirty`, as of now.
+    plans: BTreeMap<ContainerName, Plan>,
+    /// Containers that an entry has changed since they were planned.
+    dirty: BTreeSet<ContainerName>,
 }
 
 /// Starts of one container that are asked for together with those of all others.
@@ -108,6 +118,7 @@ impl Draft<'_> {
     /// Appends an entry and what announces it.
     fn push(&mut self, entry: Entry) {
         let events = announce::announce(&self.world, self.observed, &entry);
+        self.dirty.extend(container_of(&self.world, &entry));
         self.world.to_mut().apply(&entry);
         self.entries.push(entry);
         self.entries.extend(events);
@@ -153,21 +164,29 @@ impl Draft<'_> {
 
     /// Every container once: stops first, since they free nothing yet but decide what starts.
     fn round(&mut self) -> Outcome {
-        let names: Vec<ContainerName> = self.world.containers().keys().cloned().collect();
         let mut outcome = Outcome::default();
-        let (mut wanted, mut plans) = (vec![], vec![]);
-        for name in names {
-            let mut plan = reconcile::reconcile(&self.world, self.observed, self.limits, self.now, &name);
+        let mut wanted = vec![];
+        let mut plans = std::mem::take(&mut self.plans);
+        for name in std::mem::take(&mut self.dirty) {
+            let mut plan = reconcile::reconcile(
+                &self.world,
+                self.observed,
+                self.limits,
+                self.now,
+                self.freeze,
+                &name,
+            );
             for (replica_id, cause) in std::mem::take(&mut plan.stop) {
                 self.push_stop(replica_id, cause);
             }
-            let starts = std::mem::take(&mut plan.start).into_iter();
-            wanted.extend(starts.map(|start| Wanted {
+            plans.insert(name, plan);
+        }
+        for (name, plan) in &plans {
+            wanted.extend(plan.start.iter().map(|start| Wanted {
                 container: name.clone(),
-                start,
+                start: start.clone(),
             }));
-            outcome.waits.append(&mut plan.wait);
-            plans.push((name, plan));
+            outcome.waits.extend(plan.wait.iter().cloned());
         }
         let surges_without_room = self.place(wanted, &mut outcome);
         for (name, plan) in &plans {
@@ -176,6 +195,7 @@ impl Draft<'_> {
             }
             self.move_stateful(name, plan, &mut outcome);
         }
+        self.plans = plans;
         outcome.waits.sort_by(|one, other| {
             (&one.container, &one.replica_id).cmp(&(&other.container, &other.replica_id))
         });
@@ -309,6 +329,32 @@ impl Draft<'_> {
                 }),
             }
         }
+    }
+}
+
+/// The container that an entry of a decision changes.
+fn container_of(world: &World, entry: &Entry) -> Option<ContainerName> {
+    match entry {
+        Entry::ReplicaPlaced(placed) => Some(placed.container.clone()),
+        Entry::ReplicaStopping { replica_id, .. } | Entry::ReplicaGone { replica_id, .. } => {
+            world.replica(replica_id).map(|replica| replica.container.clone())
+        }
+        Entry::UnplacedChanged { container, .. } => Some(container.clone()),
+        Entry::MachineHealthChanged { .. } | Entry::EventRecorded { .. } => None,
+        Entry::ClusterCreated { .. }
+        | Entry::ClusterDeleted { .. }
+        | Entry::GroupsChanged { .. }
+        | Entry::TokenRotated { .. }
+        | Entry::TokensRevoked { .. }
+        | Entry::MachineRegistered { .. }
+        | Entry::MachineRemoved { .. }
+        | Entry::MachineDraining { .. }
+        | Entry::MachineDrainCancelled { .. }
+        | Entry::ContainerPut { .. }
+        | Entry::ContainerStopped { .. }
+        | Entry::ContainerStarted { .. }
+        | Entry::ContainerDeleted { .. }
+        | Entry::EpochStarted { .. } => panic!("a decision holds no such entry: {entry:?}"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! For tests of the pure modules: declarations, machines, and a [`Town`] of nodes that do what their sets say.
 //!
-//! A town applies only what [`check`] lets pass, and asserts after each decision that deciding again changes nothing.
+//! A town applies only what [`check_all`] lets pass, and asserts after each decision that deciding again changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,8 @@ use berth_api::units::{Bytes, Cpu};
 use berth_api::volume::{OrdinalVolume, VolumeTarget};
 
 use crate::announce::announce;
-use crate::check::check;
+use crate::check::check_all;
+use crate::check::tests::assert_agreement;
 use crate::decide::{Report, decide};
 use crate::entry::{Entry, TokenKind};
 use crate::liveness::Limits;
@@ -208,7 +209,7 @@ impl Town {
     }
 
     fn append(&mut self, entries: Vec<Entry>) {
-        assert_eq!(check(&self.world, &entries), vec![], "{entries:#?}");
+        assert_eq!(check_all(&self.world, &entries), vec![], "{entries:#?}");
         for entry in &entries {
             self.world.apply(entry);
         }
@@ -277,6 +278,7 @@ impl Town {
 
     pub(crate) fn decide(&mut self) {
         let decision = decide(&self.world, &self.observed, &self.limits, self.now);
+        assert_agreement(self, &decision.entries);
         self.append(decision.entries);
         let again = decide(&self.world, &self.observed, &self.limits, self.now);
         assert_eq!(

@@ -100,13 +100,17 @@ pub(crate) struct Context<'a> {
     pub replicas: Vec<&'a Replica>,
 }
 
-/// Plans for one container; nothing for one that does not exist.
+/// Plans for one container; nothing for one that does not exist. `freeze` is the one that holds now, which is the same for
+/// all containers.
+///
+/// The plan depends on nothing of other containers.
 #[must_use]
 pub fn reconcile(
     world: &World,
     observed: &Observed,
     limits: &Limits,
     now: Now,
+    freeze: Option<Freeze>,
     name: &ContainerName,
 ) -> Plan {
     let Some(container) = world.container(name) else {
@@ -117,7 +121,7 @@ pub fn reconcile(
         observed,
         limits,
         now,
-        freeze: liveness::freeze(world, observed, limits, now),
+        freeze,
         container,
         replicas: world.replicas_of(name).collect(),
     };

@@ -9,6 +9,7 @@
 mod apply;
 mod events;
 mod observed;
+mod replicas;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,7 +42,7 @@ pub struct World {
     pub(crate) tokens: BTreeMap<TokenKind, TokenDigest>,
     pub(crate) machines: BTreeMap<MachineId, Machine>,
     pub(crate) containers: BTreeMap<ContainerName, Container>,
-    pub(crate) replicas: BTreeMap<ReplicaId, Replica>,
+    pub(crate) replicas: replicas::Replicas,
     pub(crate) epoch: u64,
     /// Drawn from by every machine, so that a machine that left and came back never sees a generation twice.
     pub(crate) last_generation: u64,
@@ -158,7 +159,7 @@ impl World {
     /// Deleted, and nothing of it is left on any machine: its log may be dropped.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.deleted_at.is_some() && self.replicas.is_empty()
+        self.deleted_at.is_some() && self.replicas().is_empty()
     }
 
     /// Digest of the valid token of a kind; none after a revocation.
@@ -190,19 +191,17 @@ impl World {
 
     #[must_use]
     pub fn replicas(&self) -> &BTreeMap<ReplicaId, Replica> {
-        &self.replicas
+        self.replicas.by_id()
     }
 
     #[must_use]
     pub fn replica(&self, id: &ReplicaId) -> Option<&Replica> {
-        self.replicas.get(id)
+        self.replicas().get(id)
     }
 
     /// Replicas of a container that are not gone, ordered by id.
-    pub fn replicas_of<'a>(&'a self, container: &'a ContainerName) -> impl Iterator<Item = &'a Replica> {
-        self.replicas
-            .values()
-            .filter(move |replica| replica.container == *container)
+    pub fn replicas_of(&self, container: &ContainerName) -> impl Iterator<Item = &Replica> + use<'_> {
+        self.replicas.of(container)
     }
 
     /// Replicas of a machine that are not gone, ordered by id.
@@ -211,7 +210,7 @@ impl World {
             .get(machine)
             .into_iter()
             .flat_map(|machine| &machine.replicas)
-            .filter_map(|id| self.replicas.get(id))
+            .filter_map(|id| self.replica(id))
     }
 
     #[must_use]

@@ -8,6 +8,7 @@ use berth_api::id::{ContainerName, MachineId, ReplicaId};
 use berth_api::machine::{AssignedNetwork, MachineSpec};
 use berth_api::time::Timestamp;
 
+use super::replicas::Replicas;
 use super::{Allocated, Container, Events, Machine, Replica, Stopping, World};
 use crate::entry::{Entry, MachineHealthState, Placed, Removal, StopCause};
 
@@ -75,7 +76,7 @@ impl World {
             tokens: tokens.clone(),
             machines: BTreeMap::new(),
             containers: BTreeMap::new(),
-            replicas: BTreeMap::new(),
+            replicas: Replicas::default(),
             epoch: 1,
             last_generation: 0,
             placed_count: 0,
@@ -321,7 +322,7 @@ impl World {
 
     fn replica_placed(&mut self, placed: &Placed) -> Result<(), ApplyError> {
         let id = &placed.replica_id;
-        if self.replicas.contains_key(id) {
+        if self.replica(id).is_some() {
             return Err(ApplyError::ReplicaExists(id.clone()));
         }
         let container = self.container_mut(&placed.container)?;
@@ -335,8 +336,8 @@ impl World {
             return Err(ApplyError::WrongOrdinal(id.clone()));
         }
         let held = Allocated::of(spec);
-        let machine = self.machine_mut(&placed.machine_id)?.clone();
-        let host = host_number(&machine, placed.ip).ok_or_else(|| taken_address(placed))?;
+        let host = host_number(self.machine_mut(&placed.machine_id)?, placed.ip)
+            .ok_or_else(|| taken_address(placed))?;
         for other in self.replicas_on(&placed.machine_id) {
             if other.ip == placed.ip {
                 return Err(taken_address(placed));
@@ -366,7 +367,7 @@ impl World {
             container.last_machines.insert(ordinal, placed.machine_id.clone());
         }
         self.placed_count += 1;
-        self.replicas.insert(id.clone(), replica);
+        self.replicas.insert(replica);
         let machine = self.machine_mut(&placed.machine_id)?;
         machine.replicas.insert(id.clone());
         machine.allocated.take(held);
@@ -382,8 +383,7 @@ impl World {
         at: Timestamp,
     ) -> Result<(), ApplyError> {
         let replica = self
-            .replicas
-            .get(id)
+            .replica(id)
             .ok_or_else(|| ApplyError::NoReplica(id.clone()))?;
         if replica.stopping.is_some() {
             return Err(ApplyError::StoppedTwice(id.clone()));
@@ -395,15 +395,13 @@ impl World {
             epoch: self.epoch,
             generation: self.advance(&machine_id),
         };
-        let replica = self.replicas.get_mut(id).expect("it was there a moment ago");
-        replica.stopping = Some(stopping);
+        self.replicas.stop(id, stopping);
         Ok(())
     }
 
     fn replica_gone(&mut self, id: &ReplicaId) -> Result<(), ApplyError> {
         let replica = self
-            .replicas
-            .get(id)
+            .replica(id)
             .ok_or_else(|| ApplyError::NoReplica(id.clone()))?;
         if replica.stopping.is_none() {
             return Err(ApplyError::GoneWithoutStop(id.clone()));

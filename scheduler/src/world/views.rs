@@ -42,8 +42,7 @@ impl World {
     #[must_use]
     pub fn confirmed_stops(&self, machine_id: &MachineId, unlisted: &BTreeSet<ReplicaId>) -> Vec<ReplicaId> {
         let is_wanted = |id: &ReplicaId| {
-            self.replicas
-                .get(id)
+            self.replica(id)
                 .is_some_and(|replica| replica.is_live() && replica.machine_id == *machine_id)
         };
         unlisted.iter().filter(|id| !is_wanted(id)).cloned().collect()
@@ -67,7 +66,7 @@ impl World {
                 }
             }
         }
-        for replica in self.replicas.values().filter(|replica| replica.is_live()) {
+        for replica in self.replicas().values().filter(|replica| replica.is_live()) {
             let is_ready = observed.readiness(self, replica) == Readiness::Ready
                 || (is_frozen && observed.status(replica).is_some_and(|status| status.ready));
             if !is_ready {

@@ -1,0 +1,338 @@
+//! Every rule broken on purpose is found, by both checks alike.
+
+use std::net::IpAddr;
+
+use berth_api::cluster::Gpu;
+use berth_api::id::{MachineId, Zone};
+use berth_api::volume::VolumeTarget;
+
+use super::*;
+use crate::entry::StopCause;
+use crate::fixture::{Town, stateful, stateless};
+
+fn placed(town: &Town, id: &str, container: &str, machine: &str, host: u8) -> Entry {
+    let ordinal = id.rsplit('-').next().and_then(|text| text.parse().ok());
+    Entry::ReplicaPlaced(Placed {
+        replica_id: id.parse().unwrap(),
+        container: container.parse().unwrap(),
+        ordinal,
+        revision: 1,
+        machine_id: machine.parse().unwrap(),
+        ip: IpAddr::from([10, 244, if machine == "m1" { 0 } else { 1 }, host]),
+        host_port: None,
+        chosen: None,
+        at: town.now.wall,
+    })
+}
+
+#[test]
+fn refuses_more_than_a_machine_has() {
+    let mut town = Town::of(1);
+    town.put(stateless("a", 1));
+    let entries: Vec<Entry> = (2..7u8)
+        .map(|host| placed(&town, &format!("a-m1-x{host}"), "a", "m1", host))
+        .collect();
+    assert_eq!(check(&town.world, &entries[..4]), vec![]);
+    let violations = check(&town.world, &entries);
+    assert!(
+        matches!(violations[..], [Violation::OverCapacity { dimension: "cpu", .. }]),
+        "{violations:?}"
+    );
+}
+
+#[test]
+fn refuses_two_writers_of_one_volume_and_wrong_machines() {
+    let mut town = Town::of(2);
+    town.join("g1", "gpu");
+    let mut other = stateful("b", 1);
+    other.volumes = stateful("a", 1).volumes;
+    town.put(stateful("a", 1));
+    town.put(other);
+    let entries = [
+        placed(&town, "a-0", "a", "m1", 2),
+        placed(&town, "b-0", "b", "m2", 2),
+    ];
+    let violations = check(&town.world, &entries);
+    assert!(
+        matches!(violations[..], [Violation::TwoWriters { .. }]),
+        "{violations:?}"
+    );
+
+    let mut elsewhere = entries[0].clone();
+    if let Entry::ReplicaPlaced(placed) = &mut elsewhere {
+        placed.machine_id = MachineId::new("g1").unwrap();
+        placed.ip = IpAddr::from([10, 244, 2, 2]);
+    }
+    let violations = check(&town.world, &[elsewhere]);
+    assert!(
+        matches!(violations[..], [Violation::Misplaced { .. }]),
+        "{violations:?}"
+    );
+}
+
+#[test]
+fn refuses_an_address_twice() {
+    let mut town = Town::of(1);
+    town.put(stateless("a", 2));
+    let entries = [
+        placed(&town, "a-m1-x", "a", "m1", 2),
+        placed(&town, "a-m1-y", "a", "m1", 2),
+    ];
+    assert!(matches!(
+        check(&town.world, &entries)[..],
+        [Violation::Inapplicable { number: 2, .. }]
+    ));
+}
+
+/// Copies of a decision, each with one thing wrong or at least different.
+fn mutants(town: &Town, entries: &[Entry]) -> Vec<Vec<Entry>> {
+    let mut mutants = vec![];
+    for index in 0..entries.len() {
+        let with = |entry: Entry| {
+            let mut mutant = entries.to_vec();
+            mutant[index] = entry;
+            mutant
+        };
+        let (mut without, mut twice) = (entries.to_vec(), entries.to_vec());
+        without.remove(index);
+        twice.insert(index, entries[index].clone());
+        mutants.extend([without, twice]);
+        let mut reversed = entries.to_vec();
+        reversed[index..].reverse();
+        mutants.push(reversed);
+        let Entry::ReplicaPlaced(placed) = &entries[index] else {
+            continue;
+        };
+        let mut change = |change: &dyn Fn(&mut Placed)| {
+            let mut placed = placed.clone();
+            change(&mut placed);
+            mutants.push(with(Entry::ReplicaPlaced(placed)));
+        };
+        change(&|placed| placed.revision += 1);
+        change(&|placed| placed.host_port = Some(8001));
+        change(&|placed| placed.host_port = Some(80));
+        change(&|placed| {
+            placed.ordinal = placed
+                .ordinal
+                .map_or(Some(0), |ordinal| (ordinal > 0).then_some(ordinal - 1))
+        });
+        change(&|placed| placed.ip = IpAddr::from([10, 244, 0, 1]));
+        change(&|placed| placed.ip = IpAddr::from([10, 244, 1, 2]));
+        change(&|placed| placed.container = "c0".parse().unwrap());
+        for machine_id in town.world.machines().keys() {
+            change(&|placed| placed.machine_id = machine_id.clone());
+        }
+        for replica in town.world.replicas().values().take(4) {
+            change(&|placed| placed.replica_id = replica.replica_id.clone());
+            change(&|placed| {
+                (placed.machine_id, placed.ip, placed.host_port) =
+                    (replica.machine_id.clone(), replica.ip, replica.host_port);
+            });
+        }
+    }
+    mutants
+}
+
+/// The check of what is touched and the check of everything find the same, in a decision and in wrong copies of it. What
+/// cannot follow the log they say in their own words.
+pub(crate) fn assert_agreement(town: &Town, entries: &[Entry]) {
+    let mut all = mutants(town, entries);
+    all.push(entries.to_vec());
+    let is_inapplicable = |violation: &Violation| matches!(violation, Violation::Inapplicable { .. });
+    for entries in all {
+        let (touched, whole) = (check(&town.world, &entries), check_all(&town.world, &entries));
+        if touched.iter().chain(&whole).any(is_inapplicable) {
+            assert_eq!(
+                touched.is_empty(),
+                whole.is_empty(),
+                "{touched:?} {whole:?} {entries:#?}"
+            );
+            continue;
+        }
+        let sorted = |violations: Vec<Violation>| {
+            let mut texts: Vec<String> = violations.iter().map(ToString::to_string).collect();
+            texts.sort();
+            texts
+        };
+        assert_eq!(sorted(touched), sorted(whole), "{entries:#?}");
+    }
+}
+
+/// A town with two machines, one with GPUs, and one replica that must be placed: the entry that places it rightly.
+fn right(spec: ContainerSpec) -> (Town, Placed) {
+    let mut town = Town::of(2);
+    town.join("g1", "gpu");
+    town.settle();
+    town.put(spec);
+    let decision = crate::decide::decide(&town.world, &town.observed, &town.limits, town.now);
+    let mut placed = decision.entries.into_iter().filter_map(|entry| match entry {
+        Entry::ReplicaPlaced(placed) => Some(placed),
+        _ => None,
+    });
+    let placed = placed.next().expect("there is room");
+    (town, placed)
+}
+
+/// What both checks say about one placement.
+fn faults(town: &Town, placed: Placed) -> Vec<Violation> {
+    let entries = [Entry::ReplicaPlaced(placed)];
+    assert_agreement(town, &entries);
+    check(&town.world, &entries)
+}
+
+fn assert_misplaced(town: &Town, placed: Placed, expected: &str) {
+    let violations = faults(town, placed);
+    let is_expected =
+        |violation: &Violation| matches!(violation, Violation::Misplaced { fault, .. } if *fault == expected);
+    assert!(violations.iter().any(is_expected), "{expected}: {violations:?}");
+}
+
+#[test]
+fn every_rule_of_a_place_that_is_broken_is_named() {
+    let (town, placed) = right(stateless("a", 1));
+    assert_eq!(faults(&town, placed.clone()), vec![]);
+    let wrong = |change: &dyn Fn(&mut Placed)| {
+        let mut placed = placed.clone();
+        change(&mut placed);
+        placed
+    };
+    let port = wrong(&|placed| placed.host_port = Some(80));
+    assert_misplaced(
+        &town,
+        port.clone(),
+        "it has a host port without a load balancer target, or the reverse",
+    );
+    assert_misplaced(&town, port, "its host port is not one that replicas may have");
+    for ip in [[10, 244, 0, 1], [10, 244, 0, 255], [10, 244, 77, 3]] {
+        let outside = wrong(&|placed| placed.ip = IpAddr::from(ip));
+        let violations = faults(&town, outside);
+        assert!(!violations.is_empty(), "{ip:?}");
+    }
+    let group = wrong(&|placed| {
+        placed.machine_id = MachineId::new("g1").unwrap();
+        placed.ip = IpAddr::from([10, 244, 2, 9]);
+    });
+    assert_misplaced(&town, group, "its machine is in another capacity group");
+}
+
+#[test]
+fn a_place_on_a_machine_that_takes_nothing_is_named() {
+    let (mut town, placed) = right(stateless("a", 1));
+    let at = town.now.wall;
+    let machine_id = placed.machine_id.clone();
+    let silent = [
+        Entry::MachineHealthChanged {
+            machine_id: machine_id.clone(),
+            state: MachineHealthState::Unhealthy,
+            at,
+        },
+        Entry::ReplicaPlaced(placed.clone()),
+    ];
+    assert!(
+        matches!(
+            check(&town.world, &silent)[..],
+            [Violation::NotRunning { status: "silent", .. }]
+        ),
+        "silent since an entry of the same decision"
+    );
+    assert_agreement(&town, &silent);
+    town.act(Entry::MachineDraining { machine_id, at });
+    assert!(matches!(
+        faults(&town, placed.clone())[..],
+        [Violation::NotRunning {
+            status: "draining",
+            ..
+        }]
+    ));
+    let container = placed.container.clone();
+    town.act(Entry::ContainerStopped { container, at });
+    assert_misplaced(&town, placed, "its container is stopped or deleted");
+}
+
+#[test]
+fn a_wrong_zone_and_a_wrong_gpu_are_named() {
+    let mut spec = stateful("a", 1);
+    spec.volumes[0].volume = VolumeTarget::Aws {
+        volume_id: "vol-0a1b".into(),
+        zone: Zone::new("a").unwrap(),
+    };
+    let (mut town, placed) = right(spec.clone());
+    spec.volumes[0].volume = VolumeTarget::Aws {
+        volume_id: "vol-0a1b".into(),
+        zone: Zone::new("b").unwrap(),
+    };
+    town.put(spec);
+    let placed = Placed {
+        revision: 2,
+        ..placed
+    };
+    assert_misplaced(&town, placed.clone(), "its volume is in another zone");
+    assert_misplaced(
+        &town,
+        Placed {
+            revision: 1,
+            ..placed
+        },
+        "it would not run what its container declares",
+    );
+
+    let mut spec = stateless("b", 1);
+    let gpu = |kind: &str| {
+        Some(Gpu {
+            kind: kind.into(),
+            count: 1,
+        })
+    };
+    spec.capacity_group = "gpu".parse().unwrap();
+    spec.resources.gpu = gpu("nvidia-t4");
+    let (mut town, placed) = right(spec.clone());
+    assert_eq!(faults(&town, placed.clone()), vec![]);
+    spec.resources.gpu = gpu("nvidia-h100");
+    town.put(spec);
+    assert_misplaced(
+        &town,
+        Placed {
+            revision: 2,
+            ..placed
+        },
+        "its machine has no GPU of its type",
+    );
+}
+
+#[test]
+fn stops_and_ends_out_of_turn_are_named() {
+    let (town, placed) = right(stateless("a", 1));
+    let (at, replica_id) = (town.now.wall, placed.replica_id.clone());
+    let cause = StopCause::ScaledDown;
+    let stop = Entry::ReplicaStopping {
+        replica_id: replica_id.clone(),
+        cause,
+        at,
+    };
+    let gone = Entry::ReplicaGone { replica_id, at };
+    let place = Entry::ReplicaPlaced(placed);
+    let right = [
+        place.clone(),
+        stop.clone(),
+        gone.clone(),
+        place.clone(),
+        stop.clone(),
+        gone.clone(),
+    ];
+    assert_eq!(check(&town.world, &right), vec![]);
+    assert_agreement(&town, &right);
+    for wrong in [
+        vec![stop.clone()],
+        vec![gone.clone()],
+        vec![place.clone(), gone.clone()],
+        vec![place.clone(), stop.clone(), stop.clone()],
+        vec![place.clone(), stop.clone(), place.clone()],
+        vec![place, stop, gone.clone(), gone],
+    ] {
+        assert!(
+            matches!(check(&town.world, &wrong)[..], [Violation::Inapplicable { .. }]),
+            "{wrong:#?}"
+        );
+        assert_agreement(&town, &wrong);
+    }
+}

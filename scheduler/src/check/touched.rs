@@ -1,0 +1,237 @@
+//! What the entries of a decision touch, and nothing else: reads them in their order over a world that stays as it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_api::id::{ContainerName, MachineId, ReplicaId};
+
+use super::{Holder, Violation, misplaced, over_capacity, sum, wrong_sum};
+use crate::entry::{Entry, MachineHealthState, Placed};
+use crate::world::World;
+
+/// The world as the entries read so far make it.
+struct Overlay<'a> {
+    before: &'a World,
+    /// Placed by the decision and there.
+    placed: BTreeMap<&'a ReplicaId, &'a Placed>,
+    /// The same by machine.
+    on: BTreeMap<&'a MachineId, BTreeSet<&'a ReplicaId>>,
+    /// There before the decision, and gone.
+    gone: BTreeSet<&'a ReplicaId>,
+    /// Told to stop by the decision.
+    stopped: BTreeSet<&'a ReplicaId>,
+    health: BTreeMap<&'a MachineId, MachineHealthState>,
+    violations: Vec<Violation>,
+}
+
+/// Why reading ends early.
+enum End {
+    /// No decision holds such an entry: operators and machines ask for those.
+    NotOfADecision,
+    /// The entry contradicts those before it.
+    Inapplicable(String),
+}
+
+/// The violations of a decision; none when the entries are not a decision's.
+pub(super) fn check(before: &World, entries: &[Entry]) -> Option<Vec<Violation>> {
+    let mut overlay = Overlay {
+        before,
+        placed: BTreeMap::new(),
+        on: BTreeMap::new(),
+        gone: BTreeSet::new(),
+        stopped: BTreeSet::new(),
+        health: BTreeMap::new(),
+        violations: vec![],
+    };
+    for (index, entry) in entries.iter().enumerate() {
+        match overlay.read(entry) {
+            Ok(()) => {}
+            Err(End::NotOfADecision) => return None,
+            Err(End::Inapplicable(error)) => {
+                let number = index + 1;
+                overlay.violations.push(Violation::Inapplicable { number, error });
+                return Some(overlay.violations);
+            }
+        }
+    }
+    overlay.capacity();
+    overlay.volumes();
+    Some(overlay.violations)
+}
+
+impl<'a> Overlay<'a> {
+    fn read(&mut self, entry: &'a Entry) -> Result<(), End> {
+        match entry {
+            Entry::MachineHealthChanged {
+                machine_id, state, ..
+            } => {
+                if self.before.machine(machine_id).is_none() {
+                    return inapplicable(format!("machine {machine_id} is not registered"));
+                }
+                self.health.insert(machine_id, *state);
+            }
+            Entry::UnplacedChanged { container, .. } => {
+                if self.before.container(container).is_none() {
+                    return inapplicable(format!("container {container} does not exist"));
+                }
+            }
+            Entry::ReplicaPlaced(placed) => self.place(placed)?,
+            Entry::ReplicaStopping { replica_id, .. } => {
+                if !self.is_there(replica_id) {
+                    return inapplicable(format!("replica {replica_id} does not exist"));
+                }
+                if self.is_stopping(replica_id) {
+                    return inapplicable(format!("replica {replica_id} is told to stop a second time"));
+                }
+                self.stopped.insert(replica_id);
+            }
+            Entry::ReplicaGone { replica_id, .. } => self.remove(replica_id)?,
+            Entry::EventRecorded { .. } => {}
+            Entry::ClusterCreated { .. }
+            | Entry::ClusterDeleted { .. }
+            | Entry::GroupsChanged { .. }
+            | Entry::TokenRotated { .. }
+            | Entry::TokensRevoked { .. }
+            | Entry::MachineRegistered { .. }
+            | Entry::MachineRemoved { .. }
+            | Entry::MachineDraining { .. }
+            | Entry::MachineDrainCancelled { .. }
+            | Entry::ContainerPut { .. }
+            | Entry::ContainerStopped { .. }
+            | Entry::ContainerStarted { .. }
+            | Entry::ContainerDeleted { .. }
+            | Entry::EpochStarted { .. } => return Err(End::NotOfADecision),
+        }
+        Ok(())
+    }
+
+    fn is_there(&self, id: &ReplicaId) -> bool {
+        self.placed.contains_key(id) || (self.before.replica(id).is_some() && !self.gone.contains(id))
+    }
+
+    fn is_stopping(&self, id: &ReplicaId) -> bool {
+        let before = self.before.replica(id).filter(|_| !self.placed.contains_key(id));
+        self.stopped.contains(id) || before.is_some_and(|replica| replica.stopping.is_some())
+    }
+
+    fn remove(&mut self, id: &'a ReplicaId) -> Result<(), End> {
+        if !self.is_there(id) {
+            return inapplicable(format!("replica {id} does not exist"));
+        }
+        if !self.is_stopping(id) {
+            return inapplicable(format!("replica {id} is gone without having been told to stop"));
+        }
+        self.stopped.remove(id);
+        match self.placed.remove(id) {
+            Some(placed) => {
+                self.on.entry(&placed.machine_id).or_default().remove(id);
+            }
+            None => {
+                self.gone.insert(id);
+            }
+        }
+        Ok(())
+    }
+
+    fn place(&mut self, placed: &'a Placed) -> Result<(), End> {
+        let id = &placed.replica_id;
+        if self.is_there(id) {
+            return inapplicable(format!(
+                "replica {id} is placed while the one of the same id is not gone"
+            ));
+        }
+        let container = self.before.container(&placed.container);
+        let container = container
+            .ok_or_else(|| End::Inapplicable(format!("container {} does not exist", placed.container)))?;
+        let machine = self.before.machine(&placed.machine_id);
+        let machine = machine
+            .ok_or_else(|| End::Inapplicable(format!("machine {} is not registered", placed.machine_id)))?;
+        let health = self.health.get(&placed.machine_id).copied();
+        let faults = misplaced(container, placed, machine, health.unwrap_or(machine.health));
+        self.violations.extend(faults);
+        for other in self.holders(&placed.machine_id) {
+            if other.ip == placed.ip {
+                return inapplicable(format!(
+                    "replica {id} has the address of replica {}",
+                    other.replica_id
+                ));
+            }
+            if other.host_port.is_some() && other.host_port == placed.host_port {
+                return inapplicable(format!(
+                    "replica {id} has the host port of replica {}",
+                    other.replica_id
+                ));
+            }
+        }
+        self.placed.insert(id, placed);
+        self.on.entry(&placed.machine_id).or_default().insert(id);
+        Ok(())
+    }
+
+    /// What is on a machine now.
+    fn holders(&self, machine: &MachineId) -> Vec<Holder<'a>> {
+        let before = self.before.machine(machine).into_iter();
+        let before = before.flat_map(|machine| &machine.replicas);
+        let before = before.filter(|id| !self.gone.contains(id));
+        let before = before.filter_map(|id| self.before.replica(id)).map(Holder::from);
+        let placed = self.on.get(machine).into_iter().flatten();
+        let placed = placed.map(|id| Holder::from(self.placed[*id]));
+        before.chain(placed).collect()
+    }
+
+    fn capacity(&mut self) {
+        for (id, placed) in &self.on {
+            let Some(machine) = self.before.machine(id) else {
+                continue;
+            };
+            let known = machine.replicas.iter().filter_map(|id| self.before.replica(id));
+            let accounts = sum(self.before, known.map(Holder::from));
+            self.violations.extend(wrong_sum(machine, accounts));
+            if !placed.is_empty() {
+                let held = sum(self.before, self.holders(id));
+                self.violations.extend(over_capacity(machine, held));
+            }
+        }
+    }
+
+    /// No volume that the decision gives a writer has another one. Only containers that declare one of these volumes can
+    /// have that.
+    fn volumes(&mut self) {
+        let mut disks: BTreeMap<(&str, &str), BTreeSet<&ReplicaId>> = BTreeMap::new();
+        let mut names: BTreeSet<&ContainerName> = BTreeSet::new();
+        for (id, placed) in &self.placed {
+            if let Some(disk) = Holder::from(*placed).disk(self.before) {
+                disks.entry(disk).or_default().insert(id);
+            }
+        }
+        if disks.is_empty() {
+            return;
+        }
+        for (name, container) in self.before.containers() {
+            let specs = std::iter::once(&container.spec).chain(container.older.values());
+            let mut volumes = specs.flat_map(|spec| &spec.volumes);
+            if volumes.any(|volume| disks.contains_key(&(volume.volume.kind(), volume.volume.identity()))) {
+                names.insert(name);
+            }
+        }
+        for replica in names.into_iter().flat_map(|name| self.before.replicas_of(name)) {
+            if let Some(disk) = Holder::from(replica).disk(self.before)
+                && let Some(writers) = disks.get_mut(&disk)
+                && !self.gone.contains(&replica.replica_id)
+            {
+                writers.insert(&replica.replica_id);
+            }
+        }
+        for writers in disks.values() {
+            for (one, other) in writers.iter().zip(writers.iter().skip(1)) {
+                self.violations.push(Violation::TwoWriters {
+                    one: (*one).clone(),
+                    other: (*other).clone(),
+                });
+            }
+        }
+    }
+}
+
+fn inapplicable(error: String) -> Result<(), End> {
+    Err(End::Inapplicable(error))
+}
