@@ -10,7 +10,9 @@ WORKLOAD := target/$(TARGET)/release/berth-test-workload
 PACK_IMAGE := target/release/pack-image
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help demo test bench bench-placement lint build clean setup-build setup-demo setup-test
+SECONDS ?= 60
+
+.PHONY: help demo test bench bench-placement fuzz lint build clean setup-build setup-demo setup-test
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +28,9 @@ bench: setup-test build ## Measure what SPECIFICATION.md promises; writes a tabl
 
 bench-placement: setup-build ## Measure placement against published results and bounds; writes docs/placement-report.md.
 	benches/placement.sh
+
+fuzz: setup-build ## Fuzz the placement engine for SECONDS (60), with an exact audit as judge.
+	scripts/fuzz.sh $(SECONDS)
 
 lint: setup-build ## Check formatting and lints.
 	$(CARGO) fmt --all --check

@@ -11,6 +11,15 @@ use crate::id::{GroupId, MachineId, Zone};
 use crate::time::Timestamp;
 use crate::units::{Bytes, Cpu, cpu_number};
 
+/// The most processor time that a machine may report or a profile may name: 2^32 - 1 millionths of a vCPU. No machine has
+/// a tenth of it, and placement counts it in 32 bits.
+pub const MACHINE_CPU_MAX: Cpu = Cpu::from_micros(4_294_967_295);
+/// The most memory or storage that a machine may report or a profile may name: 4 PiB, which no machine has; sums of it stay
+/// far inside of 64 bits.
+pub const MACHINE_BYTES_MAX: Bytes = Bytes::gib(4 << 20);
+/// The most GPUs that a machine may report: as many as a profile or a replica may name.
+pub const MACHINE_GPUS_MAX: u32 = 8;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CpuCapacity {

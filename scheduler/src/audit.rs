@@ -26,7 +26,11 @@ pub enum Breach {
     #[error("replica {0} is released and is not there")]
     NotPlaced(u64),
     #[error("replica {replica} is released on machine {released} with devices {devices:#b} and is elsewhere")]
-    ReleasedElsewhere { replica: u64, released: u32, devices: u8 },
+    ReleasedElsewhere {
+        replica: u64,
+        released: u32,
+        devices: u8,
+    },
     #[error("machine {0} takes no replicas")]
     Closed(u32),
     #[error("machine {machine} is of group {has}, group {wants} was asked for")]
@@ -113,7 +117,10 @@ impl Ledger {
 
     /// A machine that the engine has added and that takes replicas.
     pub fn add_machine(&mut self, number: u32, machine: &Machine) -> Vec<Breach> {
-        let mut breaches: Vec<Breach> = absurdity(machine).map(Breach::AbsurdMachine).into_iter().collect();
+        let mut breaches: Vec<Breach> = absurdity(machine)
+            .map(Breach::AbsurdMachine)
+            .into_iter()
+            .collect();
         let seat = Seat {
             machine: *machine,
             is_open: true,
@@ -148,12 +155,12 @@ impl Ledger {
         let Some(seat) = self.seats.get_mut(&machine) else {
             return vec![Breach::UnknownMachine(machine)];
         };
-        let mut breaches: Vec<Breach> = nonsense(&wish.demand).map(Breach::AbsurdDemand).into_iter().collect();
+        let mut breaches: Vec<Breach> = nonsense(&wish.demand)
+            .map(Breach::AbsurdDemand)
+            .into_iter()
+            .collect();
         breaches.extend(seat.breaches(machine, wish, devices));
-        let held = Held {
-            wish: *wish,
-            devices,
-        };
+        let held = Held { wish: *wish, devices };
         seat.replicas.insert(replica, held);
         self.places.insert(replica, machine);
         breaches
@@ -217,7 +224,10 @@ impl Ledger {
         }
         for (device, says) in row.devices.iter().enumerate() {
             let has = i128::from(seat.machine.usable.devices[device]);
-            let given: i128 = seat.holders(device).map(|held| i128::from(milli(&held.wish.demand))).sum();
+            let given: i128 = seat
+                .holders(device)
+                .map(|held| i128::from(milli(&held.wish.demand)))
+                .sum();
             compare("a device", u128::from(*says), has - given);
         }
         breaches
@@ -238,7 +248,9 @@ impl Seat {
 
     /// Replicas that hold a device or a part of it.
     fn holders(&self, device: usize) -> impl Iterator<Item = &Held> {
-        self.replicas.values().filter(move |held| held.devices >> device & 1 == 1)
+        self.replicas
+            .values()
+            .filter(move |held| held.devices >> device & 1 == 1)
     }
 
     fn count_of(&self, container: u32) -> u128 {
@@ -274,7 +286,10 @@ impl Seat {
         if has == 0 {
             return Some(Breach::NoDevice { machine, device });
         }
-        let given: u128 = self.holders(index).map(|held| u128::from(milli(&held.wish.demand))).sum();
+        let given: u128 = self
+            .holders(index)
+            .map(|held| u128::from(milli(&held.wish.demand)))
+            .sum();
         match wish.demand.gpu {
             GpuNeed::Whole(_) if given > 0 || has < 1000 => Some(Breach::DeviceTwice { machine, device }),
             GpuNeed::Share(milli) if given + u128::from(milli) > has => Some(Breach::DeviceOver {
@@ -421,8 +436,14 @@ pub fn nonsense(demand: &Demand) -> Option<&'static str> {
         (demand.cpu > u64::from(u32::MAX), "no machine has so much cpu"),
         (demand.memory > PEBIBYTES_4, "no machine has so much memory"),
         (demand.ephemeral > PEBIBYTES_4, "no machine has so much storage"),
-        (demand.gpu == GpuNeed::None && demand.models != 0, "it names GPU models and wants no GPU"),
-        (demand.required & demand.forbidden != 0, "it requires what it forbids"),
+        (
+            demand.gpu == GpuNeed::None && demand.models != 0,
+            "it names GPU models and wants no GPU",
+        ),
+        (
+            demand.required & demand.forbidden != 0,
+            "it requires what it forbids",
+        ),
     ];
     gpu.or_else(|| rules.into_iter().find(|(holds, _)| *holds).map(|(_, text)| text))
 }
@@ -432,14 +453,29 @@ pub fn nonsense(demand: &Demand) -> Option<&'static str> {
 pub fn absurdity(machine: &Machine) -> Option<&'static str> {
     let rows = [&machine.usable, &machine.scale];
     let any = |test: &dyn Fn(&Row) -> bool| rows.into_iter().any(test);
-    let has_gpu = machine.usable.devices.iter().any(|milli| *milli != 0);
+    let has_gpu = |row: &Row| row.devices.iter().any(|milli| *milli != 0);
     let rules = [
-        (any(&|row| row.memory > PEBIBYTES_4), "more memory than any machine has"),
-        (any(&|row| row.ephemeral > PEBIBYTES_4), "more storage than any machine has"),
-        (any(&|row| row.devices.iter().any(|milli| *milli > 1000)), "a device of more than one device"),
-        (has_gpu && machine.kind.gpu_model == 0, "GPUs of no model"),
-        (!has_gpu && machine.kind.gpu_model != 0, "a GPU model and no GPU"),
-        (machine.kind.gpu_model > 63, "a GPU model beyond those that can be told apart"),
+        (
+            any(&|row| row.memory > PEBIBYTES_4),
+            "more memory than any machine has",
+        ),
+        (
+            any(&|row| row.ephemeral > PEBIBYTES_4),
+            "more storage than any machine has",
+        ),
+        (
+            any(&|row| row.devices.iter().any(|milli| *milli > 1000)),
+            "a device of more than one device",
+        ),
+        (any(&has_gpu) && machine.kind.gpu_model == 0, "GPUs of no model"),
+        (
+            !has_gpu(&machine.scale) && machine.kind.gpu_model != 0,
+            "a GPU model and no GPU by its profile",
+        ),
+        (
+            machine.kind.gpu_model > 63,
+            "a GPU model beyond those that can be told apart",
+        ),
     ];
     rules.into_iter().find(|(holds, _)| *holds).map(|(_, text)| text)
 }

@@ -411,4 +411,6 @@ fn stateless_id(world: &World, container: &ContainerName, machine: &MachineId) -
 #[cfg(test)]
 mod random;
 #[cfg(test)]
+mod scale;
+#[cfg(test)]
 mod tests;

@@ -185,10 +185,15 @@ impl Town {
     }
 
     pub(crate) fn join(&mut self, id: &str, group: &str) {
-        let entry = self.world.registration(machine(id, group), self.now.wall);
+        self.join_as(machine(id, group));
+    }
+
+    pub(crate) fn join_as(&mut self, spec: MachineSpec) {
+        let id = spec.machine_id.clone();
+        let entry = self.world.registration(spec, self.now.wall);
         if let Some(entry) = entry {
             self.act(entry);
-            self.node(id).is_alive = true;
+            self.node(id.as_str()).is_alive = true;
         }
     }
 

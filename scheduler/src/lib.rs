@@ -7,9 +7,10 @@
 //! | [`link`] server and sessions | nodes' streams; published state | requests to actors; sets, names, mesh to nodes | [`Running`] |
 //! | [`rest`] server | HTTP requests | requests to actors | [`Running`] |
 //!
-//! `world`, `decide`, `check`, `liveness` and what they use are pure.
+//! `world`, `decide`, `check`, `audit`, `liveness` and what they use are pure.
 
 pub mod announce;
+pub mod audit;
 pub mod check;
 pub mod cluster;
 pub mod config;

@@ -12,7 +12,7 @@ use crate::cluster::{
 use crate::id::{ClusterId, GroupId, Zone};
 use crate::time::Timestamp;
 use crate::units::{Bytes, Cpu, cpu_number};
-use crate::validate::{Cursor, Faults, INT64_MAX, read};
+use crate::validate::{Cursor, Faults, read};
 
 /// Reply to `POST /clusters`.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -325,9 +325,15 @@ fn profile(cursor: &Cursor<'_>) -> Option<MachineProfile> {
         Some(Cpu::ZERO) => cpu.refuse("0 is out of range; write a number of vCPU above 0"),
         vcpu => vcpu,
     };
-    let memory_bytes = cursor
-        .member("memoryBytes")
-        .integer(PROFILE_MEMORY_MIN.get()..=INT64_MAX);
+    let memory = cursor.member("memoryBytes");
+    let memory_bytes = match bytes_amount(&memory) {
+        Some(bytes) if bytes < PROFILE_MEMORY_MIN => memory.refuse(format!(
+            "{} is out of range; write a whole number of at least {}",
+            bytes.get(),
+            PROFILE_MEMORY_MIN.get()
+        )),
+        bytes => bytes,
+    };
     let ephemeral = cursor.member("ephemeralStorageBytes");
     let ephemeral_storage_bytes = match bytes_amount(&ephemeral) {
         Some(Bytes::ZERO) => ephemeral.refuse("0 is out of range; write a number of bytes above 0"),
@@ -336,7 +342,7 @@ fn profile(cursor: &Cursor<'_>) -> Option<MachineProfile> {
     let gpu = cursor.member("gpu").optional(gpu);
     Some(MachineProfile {
         cpu: vcpu?,
-        memory_bytes: Bytes::new(memory_bytes?),
+        memory_bytes: memory_bytes?,
         ephemeral_storage_bytes: ephemeral_storage_bytes?,
         gpu: gpu?,
     })
@@ -384,6 +390,26 @@ mod tests {
             faults.to_string(),
             "containerCidr: CIDR too small: 10.244.0.0/23 holds 2 machines (a /24 each), groups may grow to 3; write a network of at least /22 or lower maxSize"
         );
+    }
+
+    #[test]
+    fn a_profile_that_no_machine_has_is_refused() {
+        let mut value = cluster();
+        value["capacityGroups"][0]["profile"] = json!({
+            "cpu": 4295, "memoryBytes": (1u64 << 52) + 1, "ephemeralStorageBytes": u64::MAX});
+        let faults = read_cluster(&value).unwrap_err();
+        let paths: Vec<&str> = faults.list().iter().map(|fault| fault.path.as_str()).collect();
+        assert_eq!(
+            paths,
+            [
+                "capacityGroups[0].profile.cpu",
+                "capacityGroups[0].profile.memoryBytes",
+                "capacityGroups[0].profile.ephemeralStorageBytes",
+            ]
+        );
+        value["capacityGroups"][0]["profile"] = json!({
+            "cpu": 4294.967_295, "memoryBytes": 1u64 << 52, "ephemeralStorageBytes": 1u64 << 52});
+        assert!(read_cluster(&value).is_ok());
     }
 
     #[test]

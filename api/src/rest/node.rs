@@ -13,8 +13,8 @@ use crate::container::{HealthCheck, LoadBalancerTarget, ServiceAccountTarget};
 use crate::event::{self, Event};
 use crate::id::{ClusterId, ContainerName, GroupId, MachineId, ReplicaId, Zone};
 use crate::machine::{
-    AssignedNetwork, CpuCapacity, GpuCapacity, MachineCapacity, MachineHealth, MachineSpec, MachineStatus,
-    MemoryCapacity, StorageCapacity,
+    AssignedNetwork, CpuCapacity, GpuCapacity, MACHINE_BYTES_MAX, MACHINE_CPU_MAX, MACHINE_GPUS_MAX,
+    MachineCapacity, MachineHealth, MachineSpec, MachineStatus, MemoryCapacity, StorageCapacity,
 };
 use crate::replica::WireReplicaStatus;
 use crate::time::Timestamp;
@@ -84,14 +84,14 @@ fn capacity(cursor: &Cursor<'_>) -> Option<MachineCapacity> {
     cursor.object()?;
     let cpu = cursor.member("cpu");
     let cpu_total = cpu_amount(&cpu.member("total"));
-    let cpu_reserve = cpu.member("systemReserve").or(Cpu::ZERO, cpu_amount);
+    let mut cpu_reserve = cpu.member("systemReserve").or(Cpu::ZERO, cpu_amount);
     let memory = cursor.member("memory");
     let memory_total = bytes_amount(&memory.member("total"));
-    let memory_reserve = memory.member("systemReserve").or(Bytes::ZERO, bytes_amount);
+    let mut memory_reserve = memory.member("systemReserve").or(Bytes::ZERO, bytes_amount);
     let storage = bytes_amount(&cursor.member("ephemeralStorage").member("total"));
     let gpu = cursor.member("gpu").optional(|gpu| {
         gpu.object()?;
-        let total = gpu.member("total").count(0..=u32::MAX);
+        let total = gpu.member("total").count(0..=MACHINE_GPUS_MAX);
         let kind = gpu.member("type").matching(pattern::GPU_WANTED, pattern::is_gpu);
         Some(GpuCapacity {
             total: total?,
@@ -104,7 +104,7 @@ fn capacity(cursor: &Cursor<'_>) -> Option<MachineCapacity> {
         cpu.member("systemReserve").fault(format!(
             "{reserve} is more than the machine has; write at most {total}"
         ));
-        return None;
+        cpu_reserve = None;
     }
     if let (Some(total), Some(reserve)) = (memory_total, memory_reserve)
         && reserve > total
@@ -114,7 +114,7 @@ fn capacity(cursor: &Cursor<'_>) -> Option<MachineCapacity> {
             reserve.get(),
             total.get()
         );
-        return memory.member("systemReserve").refuse(problem);
+        memory_reserve = memory.member("systemReserve").refuse(problem);
     }
     Some(MachineCapacity {
         cpu: CpuCapacity {
@@ -130,19 +130,27 @@ fn capacity(cursor: &Cursor<'_>) -> Option<MachineCapacity> {
     })
 }
 
-/// vCPU as a JSON number.
+/// vCPU of a machine as a JSON number.
 pub(crate) fn cpu_amount(cursor: &Cursor<'_>) -> Option<Cpu> {
-    let wanted = "a number of vCPU such as 0.5";
-    cursor.number(wanted, |vcpu| (0.0..=1e9).contains(&vcpu))?;
+    let wanted = format!("a number of vCPU from 0 to {MACHINE_CPU_MAX}");
+    cursor.number(&wanted, |vcpu| (0.0..=1e9).contains(&vcpu))?;
     match Cpu::from_number(cursor.raw()?.as_number()?) {
+        Ok(cpu) if cpu > MACHINE_CPU_MAX => cursor.refuse(format!("{cpu} is out of range; write {wanted}")),
         Ok(cpu) => Some(cpu),
         Err(error) => cursor.refuse(error.to_string()),
     }
 }
 
-/// Bytes as a JSON integer.
+/// Bytes of a machine as a JSON integer.
 pub(crate) fn bytes_amount(cursor: &Cursor<'_>) -> Option<Bytes> {
-    cursor.integer(0..=INT64_MAX).map(Bytes::new)
+    let bytes = cursor.integer(0..=u64::MAX).map(Bytes::new)?;
+    if bytes > MACHINE_BYTES_MAX {
+        let (bytes, most) = (bytes.get(), MACHINE_BYTES_MAX.get());
+        return cursor.refuse(format!(
+            "{bytes} is out of range; write a whole number from 0 to {most}, which are 4 PiB"
+        ));
+    }
+    Some(bytes)
 }
 
 /// Reply to [`RegisterRequest`].
@@ -551,4 +559,64 @@ pub struct MachineSummary {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListMachinesReply {
     pub machines: Vec<MachineSummary>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn register(capacity: &Value) -> Result<RegisterRequest, Faults> {
+        RegisterRequest::read(&json!({
+            "clusterId": "acme/prod", "machineId": "m1", "capacityGroup": "general", "zone": "a", "vpcIp": "10.0.0.1",
+            "wireguardPublicKey": "a2V5", "wireguardEndpoint": "10.0.0.1:51820", "capacity": capacity}))
+    }
+
+    #[test]
+    fn every_absurdity_of_a_machine_is_listed() {
+        let faults = register(&json!({
+            "cpu": {"total": 4294.967_296, "systemReserve": -1},
+            "memory": {"total": (1u64 << 52) + 1, "systemReserve": 1},
+            "ephemeralStorage": {"total": u64::MAX},
+            "gpu": {"type": "nvidia-t4", "total": 9}}))
+        .unwrap_err();
+        let paths: Vec<&str> = faults.list().iter().map(|fault| fault.path.as_str()).collect();
+        assert_eq!(
+            paths,
+            [
+                "capacity.cpu.total",
+                "capacity.cpu.systemReserve",
+                "capacity.memory.total",
+                "capacity.ephemeralStorage.total",
+                "capacity.gpu.total",
+            ],
+            "{faults}"
+        );
+    }
+
+    #[test]
+    fn reserves_above_their_totals_are_both_named() {
+        let faults = register(&json!({
+            "cpu": {"total": 1, "systemReserve": 1.5},
+            "memory": {"total": 10, "systemReserve": 11},
+            "ephemeralStorage": {"total": 0}}))
+        .unwrap_err();
+        assert_eq!(
+            faults.to_string(),
+            "capacity.cpu.systemReserve: 1.5 is more than the machine has; write at most 1\n\
+             capacity.memory.systemReserve: 11 is more than the machine has; write at most 10"
+        );
+    }
+
+    #[test]
+    fn the_largest_machine_is_accepted() {
+        let largest = register(&json!({
+            "cpu": {"total": 4294.967_295, "systemReserve": 4294.967_295},
+            "memory": {"total": 1u64 << 52}, "ephemeralStorage": {"total": 1u64 << 52},
+            "gpu": {"type": "nvidia-t4", "total": 8}}))
+        .unwrap();
+        assert_eq!(largest.machine.capacity.cpu.total, MACHINE_CPU_MAX);
+        assert_eq!(largest.machine.capacity.memory.total, MACHINE_BYTES_MAX);
+    }
 }

@@ -6,8 +6,8 @@
 
 use super::{Breach, Ledger, Wish, absurdity, nonsense};
 use crate::placement::engine::{
-    Ask, BYTES_MAX, CPU_MAX, Choice, ClassId, Demand, Engine, GpuNeed, Kind, Machine, MachineIdx, Mix, Row, Spread,
-    SpreadId, Typical,
+    Ask, BYTES_MAX, CPU_MAX, Choice, ClassId, Demand, Engine, GpuNeed, Kind, Machine, MachineIdx, Mix, Row,
+    Spread, SpreadId, Typical,
 };
 
 /// Machines of a session; more would make it slow and show nothing new.
@@ -135,7 +135,8 @@ impl Source<'_> {
 
     fn machine(&mut self) -> Machine {
         let usable = self.row();
-        let has_devices = usable.devices[0] > 0;
+        let scale = if self.byte() < 32 { self.row() } else { usable };
+        let has_devices = scale.devices[0] > 0;
         let gpu_model = match (self.byte(), has_devices) {
             (0, _) => self.model(),
             (_, false) => 0,
@@ -149,7 +150,7 @@ impl Source<'_> {
                 traits: self.labels(),
             },
             usable,
-            scale: if self.byte() < 32 { self.row() } else { usable },
+            scale,
             disk_slots: self.byte() % 4,
             host_ports: u16::from(self.byte() % 4),
             addresses: self.byte() % 16,
@@ -284,7 +285,9 @@ impl Session {
     fn ask(&self, source: &mut Source<'_>) -> Option<Ask> {
         let (class, spread, prefer) = (source.byte(), source.byte(), source.byte());
         let class = *self.classes.get(usize::from(class) % self.classes.len().max(1))?;
-        let spread = self.spreads.get(usize::from(spread) % (self.spreads.len() * 2 + 1));
+        let spread = self
+            .spreads
+            .get(usize::from(spread) % (self.spreads.len() * 2 + 1));
         let machine = u32::from(prefer);
         Some(Ask {
             class,
@@ -321,7 +324,9 @@ impl Session {
                     self.summary.absurd += 1;
                     return;
                 }
-                (added, absurdity) => panic!("{machine:?}: the engine says {added:?}, the audit {absurdity:?}"),
+                (added, absurdity) => {
+                    panic!("{machine:?}: the engine says {added:?}, the audit {absurdity:?}")
+                }
             }
         }
     }
@@ -342,7 +347,11 @@ impl Session {
     /// Asks for a place and takes it; whether there was one.
     fn place(&mut self, ask: &Ask) -> bool {
         let choice = self.engine.choose(ask);
-        assert_eq!(choice, self.cold.choose(ask), "with trees and without, for {ask:?}");
+        assert_eq!(
+            choice,
+            self.cold.choose(ask),
+            "with trees and without, for {ask:?}"
+        );
         let wish = self.wish(ask);
         let Some(choice) = choice else {
             judge(self.ledger.refused(&wish), &wish);
@@ -352,7 +361,8 @@ impl Session {
         let replica = self.next_replica;
         self.next_replica += 1;
         judge(
-            self.ledger.place(replica, &wish, choice.machine.0, choice.devices.0),
+            self.ledger
+                .place(replica, &wish, choice.machine.0, choice.devices.0),
             &wish,
         );
         self.engine.take(ask, choice);
@@ -367,7 +377,10 @@ impl Session {
         let (replica, ask, choice) = self.placed.swap_remove(index);
         self.engine.release(&ask, choice);
         self.cold.release(&ask, choice);
-        judge(self.ledger.release(replica, choice.machine.0, choice.devices.0), &choice);
+        judge(
+            self.ledger.release(replica, choice.machine.0, choice.devices.0),
+            &choice,
+        );
         self.account(choice.machine);
         self.summary.releases += 1;
     }

@@ -87,11 +87,41 @@ fn what_is_right_breaks_nothing() {
 fn more_than_a_machine_has_is_found_in_each_dimension() {
     let demands = [
         ("cpu", Demand { cpu: 9, ..plain() }),
-        ("memory", Demand { memory: 65, ..plain() }),
-        ("ephemeral storage", Demand { ephemeral: 101, ..plain() }),
-        ("disk slots", Demand { disk_slots: 3, ..plain() }),
-        ("addresses", Demand { addresses: 5, ..plain() }),
-        ("host ports", Demand { host_ports: 2, ..plain() }),
+        (
+            "memory",
+            Demand {
+                memory: 65,
+                ..plain()
+            },
+        ),
+        (
+            "ephemeral storage",
+            Demand {
+                ephemeral: 101,
+                ..plain()
+            },
+        ),
+        (
+            "disk slots",
+            Demand {
+                disk_slots: 3,
+                ..plain()
+            },
+        ),
+        (
+            "addresses",
+            Demand {
+                addresses: 5,
+                ..plain()
+            },
+        ),
+        (
+            "host ports",
+            Demand {
+                host_ports: 2,
+                ..plain()
+            },
+        ),
     ];
     for (expected, demand) in demands {
         let breaches = alone(0, demand, 0);
@@ -124,18 +154,70 @@ fn what_a_machine_is_not_is_found() {
         ..plain()
     };
     let cases = [
-        (Demand { group: Some(0), ..plain() }, 0, Breach::Group { machine: 0, has: 1, wants: 0 }),
-        (Demand { zone: Some(0), ..plain() }, 0, Breach::Zone { machine: 0, has: 2, wants: 0 }),
-        (Demand { required: 0b1010, ..plain() }, 0, Breach::RequiredLabel { machine: 0, missing: 0b1000 }),
-        (Demand { forbidden: 0b1010, ..plain() }, 0, Breach::ForbiddenLabel { machine: 0, present: 0b0010 }),
-        (Demand { models: 1 << 4, ..has_gpu }, 1, Breach::Model { machine: 0, has: 3 }),
+        (
+            Demand {
+                group: Some(0),
+                ..plain()
+            },
+            0,
+            Breach::Group {
+                machine: 0,
+                has: 1,
+                wants: 0,
+            },
+        ),
+        (
+            Demand {
+                zone: Some(0),
+                ..plain()
+            },
+            0,
+            Breach::Zone {
+                machine: 0,
+                has: 2,
+                wants: 0,
+            },
+        ),
+        (
+            Demand {
+                required: 0b1010,
+                ..plain()
+            },
+            0,
+            Breach::RequiredLabel {
+                machine: 0,
+                missing: 0b1000,
+            },
+        ),
+        (
+            Demand {
+                forbidden: 0b1010,
+                ..plain()
+            },
+            0,
+            Breach::ForbiddenLabel {
+                machine: 0,
+                present: 0b0010,
+            },
+        ),
+        (
+            Demand {
+                models: 1 << 4,
+                ..has_gpu
+            },
+            1,
+            Breach::Model { machine: 0, has: 3 },
+        ),
     ];
     for (demand, devices, expected) in cases {
         assert_eq!(alone(1, demand, devices), vec![expected]);
         assert_eq!(ledger(1).refused(&wish(demand)), None);
     }
     assert!(alone(0, has_gpu, 1).contains(&Breach::Model { machine: 0, has: 0 }));
-    assert!(alone(0, has_gpu, 1).contains(&Breach::NoDevice { machine: 0, device: 0 }));
+    assert!(alone(0, has_gpu, 1).contains(&Breach::NoDevice {
+        machine: 0,
+        device: 0
+    }));
     let mut closed = ledger(0);
     closed.set_open(0, false);
     assert_eq!(closed.refused(&wish(plain())), None);
@@ -162,18 +244,30 @@ fn wrong_devices_are_found() {
     assert_eq!(alone(4, whole(2), 0b1), wrong_count(2, 1));
     assert_eq!(alone(4, share(500), 0b11), wrong_count(1, 2));
     assert_eq!(alone(4, plain(), 0b1), wrong_count(0, 1));
-    assert_eq!(alone(2, whole(1), 0b100), vec![Breach::NoDevice { machine: 0, device: 2 }]);
+    assert_eq!(
+        alone(2, whole(1), 0b100),
+        vec![Breach::NoDevice {
+            machine: 0,
+            device: 2
+        }]
+    );
     for (first, second) in [(whole(1), whole(1)), (share(1), whole(1))] {
         let mut ledger = ledger(2);
         assert_eq!(ledger.place(0, &wish(first), 0, 0b10), vec![]);
-        let twice = vec![Breach::DeviceTwice { machine: 0, device: 1 }];
+        let twice = vec![Breach::DeviceTwice {
+            machine: 0,
+            device: 1,
+        }];
         assert_eq!(ledger.place(1, &wish(second), 0, 0b10), twice);
     }
     for first in [whole(1), share(600)] {
         let mut ledger = ledger(2);
         assert_eq!(ledger.place(0, &wish(first), 0, 0b10), vec![]);
         let breaches = ledger.place(1, &wish(share(401)), 0, 0b10);
-        assert!(matches!(breaches[..], [Breach::DeviceOver { device: 1, .. }]), "{breaches:?}");
+        assert!(
+            matches!(breaches[..], [Breach::DeviceOver { device: 1, .. }]),
+            "{breaches:?}"
+        );
     }
 }
 
@@ -208,10 +302,16 @@ fn a_crowd_is_found() {
 fn wrong_books_are_found() {
     let mut ledger = ledger(1);
     assert_eq!(ledger.add_machine(0, &machine(1)), vec![Breach::MachineTwice(0)]);
-    assert_eq!(ledger.place(0, &wish(plain()), 9, 0), vec![Breach::UnknownMachine(9)]);
+    assert_eq!(
+        ledger.place(0, &wish(plain()), 9, 0),
+        vec![Breach::UnknownMachine(9)]
+    );
     assert_eq!(ledger.release(0, 0, 0), vec![Breach::NotPlaced(0)]);
     assert_eq!(ledger.place(0, &wish(plain()), 0, 0), vec![]);
-    assert_eq!(ledger.place(0, &wish(plain()), 0, 0), vec![Breach::PlacedTwice(0)]);
+    assert_eq!(
+        ledger.place(0, &wish(plain()), 0, 0),
+        vec![Breach::PlacedTwice(0)]
+    );
     let elsewhere = Breach::ReleasedElsewhere {
         replica: 0,
         released: 0,
@@ -245,10 +345,17 @@ fn the_absurd_is_found_in_what_was_placed() {
         forbidden: 2,
         ..plain()
     };
-    assert!(alone(0, torn, 0).iter().any(|breach| matches!(breach, Breach::AbsurdDemand(_))));
+    assert!(
+        alone(0, torn, 0)
+            .iter()
+            .any(|breach| matches!(breach, Breach::AbsurdDemand(_)))
+    );
     let mut absurd = machine(1);
     absurd.usable.devices[0] = 1001;
-    assert!(matches!(Ledger::new().add_machine(0, &absurd)[..], [Breach::AbsurdMachine(_)]));
+    assert!(matches!(
+        Ledger::new().add_machine(0, &absurd)[..],
+        [Breach::AbsurdMachine(_)]
+    ));
 }
 
 /// An engine that would choose at random is caught: the property below can fail.
@@ -280,7 +387,7 @@ const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/engine
 
 #[test]
 fn every_session_of_the_corpus_is_clean() {
-    let mut total = super::session::Summary::default();
+    let mut total = session::Summary::default();
     let mut count = 0;
     for entry in std::fs::read_dir(CORPUS).unwrap() {
         let summary = drive(&std::fs::read(entry.unwrap().path()).unwrap());
@@ -293,15 +400,26 @@ fn every_session_of_the_corpus_is_clean() {
     }
     assert!(count >= 20, "{count} sessions are hardly a corpus");
     let kinds = [total.refusals, total.releases, total.machines, total.absurd];
-    assert!(kinds.iter().all(|count| *count > 0) && !total.choices.is_empty(), "{kinds:?}");
+    assert!(
+        kinds.iter().all(|count| *count > 0) && !total.choices.is_empty(),
+        "{kinds:?}"
+    );
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_bytes_are_a_clean_session_that_repeats_itself(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
-        let summary = drive(&bytes);
-        prop_assert_eq!(drive(&bytes), summary);
+    fn any_bytes_are_a_clean_session(bytes in proptest::collection::vec(any::<u8>(), 0..150)) {
+        let _summary = drive(&bytes);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 30, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_session_repeats_itself(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        prop_assert_eq!(drive(&bytes), drive(&bytes));
     }
 }

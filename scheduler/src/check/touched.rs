@@ -222,7 +222,9 @@ impl<'a> Overlay<'a> {
             }
         }
         for writers in disks.values() {
-            for (one, other) in writers.iter().zip(writers.iter().skip(1)) {
+            let pairs = writers.iter().zip(writers.iter().skip(1));
+            let is_new = |id: &ReplicaId| self.placed.contains_key(id);
+            for (one, other) in pairs.filter(|(one, other)| is_new(one) || is_new(other)) {
                 self.violations.push(Violation::TwoWriters {
                     one: (*one).clone(),
                     other: (*other).clone(),

@@ -549,6 +549,12 @@ impl Engine {
             .filter(|class| *class != at(but.0))
             .collect();
         order.sort_by_key(|class| self.classes[*class].last_asked);
+        // Trees grow with their cells, so what they take is counted anew.
+        let indexes = self.classes.iter().flat_map(|class| &class.indexes);
+        self.trees_bytes = indexes
+            .filter_map(|index| index.tree.as_ref())
+            .map(Tree::bytes)
+            .sum();
         for class in order {
             if self.trees_bytes <= TREES_BYTES_MAX / 2 {
                 return;

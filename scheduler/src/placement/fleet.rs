@@ -448,11 +448,9 @@ fn row_of(amounts: &Allocated) -> Option<Row> {
     if amounts.cpu.micros() > CPU_MAX {
         return None;
     }
-    let gpus = usize::try_from(amounts.gpus)
-        .unwrap_or(usize::MAX)
-        .min(DEVICES_MAX);
+    let gpus = usize::try_from(amounts.gpus).ok()?;
     let mut devices = [0; DEVICES_MAX];
-    devices[..gpus].fill(DEVICE_MILLI);
+    devices.get_mut(..gpus)?.fill(DEVICE_MILLI);
     Some(Row {
         cpu: u32::try_from(amounts.cpu.micros()).ok()?,
         memory: amounts.memory.get(),

@@ -10,7 +10,7 @@ use berth_api::id::{GroupId, MachineId};
 use berth_api::rest::container::ContainerStatus;
 use berth_api::units::{Bytes, Cpu};
 use berth_scheduler::announce::announce;
-use berth_scheduler::check::check;
+use berth_scheduler::check::{check, check_all};
 use berth_scheduler::decide::{Report, decide};
 use berth_scheduler::entry::Entry;
 use berth_scheduler::explain::explain;
@@ -385,7 +385,11 @@ impl Simulation {
         let scheduler = &self.scheduler;
         let decision = decide(&scheduler.world, &scheduler.observed, &scheduler.limits, now);
         if !decision.entries.is_empty() {
-            let violations = check(&scheduler.world, &decision.entries);
+            let violations = check_all(&scheduler.world, &decision.entries);
+            if check(&scheduler.world, &decision.entries).is_empty() != violations.is_empty() {
+                let text = "the check of what is touched and the check of everything disagree";
+                self.checkers.broke(Rule::Decision, text.to_owned());
+            }
             if let Some(violation) = violations.first() {
                 self.checkers.broke(Rule::Decision, violation.to_string());
             }

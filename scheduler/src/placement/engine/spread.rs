@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 /// How far apart the replicas of a container want to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Spread {
-    /// From this many on a machine, another machine with fewer is preferred to it. At least 1.
+    /// From this many on a machine, another machine with fewer is preferred to it. Zero means the same as 1.
     pub machine_share: u32,
     /// Never more than this many on a machine: 1 is strict anti-affinity, and what runs once on every machine.
     pub machine_max: u32,
@@ -35,9 +35,10 @@ impl SpreadState {
         self.machines.get(&machine).copied().unwrap_or(0)
     }
 
-    /// Whether a machine has less than its share.
+    /// Whether a machine has less than its share. A share of zero orders machines as a share of one does: then every
+    /// replica counts as beyond it.
     pub(super) fn has_room(&self, machine: u32) -> bool {
-        self.count(machine) < self.rule.machine_share.min(self.rule.machine_max)
+        self.count(machine) < self.rule.machine_share.max(1).min(self.rule.machine_max)
     }
 
     /// Machines with replicas, by number.
