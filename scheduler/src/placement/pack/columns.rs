@@ -47,6 +47,8 @@ const EFFORTS: [Effort; 2] = [
     },
 ];
 const ROUNDS_MAX: usize = 200;
+/// Of one attempt to prove a bound.
+const PROOF_STEPS: usize = 20_000_000;
 /// A chunk that is not the last stops diving when less than one part in so many of its demand is left.
 const REST_PART: u64 = 8;
 
@@ -300,7 +302,7 @@ impl<'a, const D: usize> Chunk<'a, D> {
             let Ok(threshold) = i64::try_from((worth - 1) / (goal - 1).max(1)) else {
                 break;
             };
-            let found = self.pricing.search(None, threshold, 20_000_000, work);
+            let found = self.pricing.search(None, threshold, PROOF_STEPS, work);
             if found.complete && found.pattern.is_none() {
                 proven = goal;
             } else {
