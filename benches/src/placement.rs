@@ -2,8 +2,12 @@
 //!
 //! `berth-bench-placement [--write-report] [NAME ...]`: runs the named benchmarks, or all. See benches/README.md.
 
+#[path = "placement/ablation.rs"]
+mod ablation;
 #[path = "placement/churn.rs"]
 mod churn;
+#[path = "placement/fgd.rs"]
+mod fgd;
 #[path = "placement/latency.rs"]
 mod latency;
 #[path = "placement/lines.rs"]
@@ -21,6 +25,16 @@ use report::{Benchmark, Context, Report};
 
 /// Every benchmark, in the order of the report.
 const BENCHMARKS: &[Benchmark] = &[
+    Benchmark {
+        name: "fgd",
+        title: "GPU packing by the FGD protocol",
+        run: fgd::run,
+    },
+    Benchmark {
+        name: "ablation",
+        title: "Ablation of the GPU score",
+        run: ablation::run,
+    },
     Benchmark {
         name: "latency",
         title: "Latency and growth",

@@ -14,6 +14,7 @@
 //! **Order** of requests: the larger share of a machine first, since small ones find the gaps that large ones leave; then
 //! as given.
 
+pub mod batch;
 pub mod engine;
 mod fleet;
 pub mod pack;

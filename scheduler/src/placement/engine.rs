@@ -266,6 +266,22 @@ impl Engine {
         self.cells[cell].facts
     }
 
+    /// The most of each dimension that any machine type of the fleet has.
+    #[must_use]
+    pub fn largest_profile(&self) -> Row {
+        let mut largest = Row::default();
+        for cell in &self.cells {
+            let scale = &cell.facts.scale;
+            largest.cpu = largest.cpu.max(scale.cpu);
+            largest.memory = largest.memory.max(scale.memory);
+            largest.ephemeral = largest.ephemeral.max(scale.ephemeral);
+            if scale.free_devices() > largest.free_devices() {
+                largest.devices = scale.devices;
+            }
+        }
+        largest
+    }
+
     /// What is free on a machine.
     #[must_use]
     pub fn row(&self, machine: MachineIdx) -> Row {
