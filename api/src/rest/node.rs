@@ -576,7 +576,7 @@ mod tests {
     #[test]
     fn every_absurdity_of_a_machine_is_listed() {
         let faults = register(&json!({
-            "cpu": {"total": 4294.967_296, "systemReserve": -1},
+            "cpu": {"total": 4_294.967_296, "systemReserve": -1},
             "memory": {"total": (1u64 << 52) + 1, "systemReserve": 1},
             "ephemeralStorage": {"total": u64::MAX},
             "gpu": {"type": "nvidia-t4", "total": 9}}))
@@ -612,7 +612,7 @@ mod tests {
     #[test]
     fn the_largest_machine_is_accepted() {
         let largest = register(&json!({
-            "cpu": {"total": 4294.967_295, "systemReserve": 4294.967_295},
+            "cpu": {"total": 4_294.967_295, "systemReserve": 4_294.967_295},
             "memory": {"total": 1u64 << 52}, "ephemeralStorage": {"total": 1u64 << 52},
             "gpu": {"type": "nvidia-t4", "total": 8}}))
         .unwrap();
