@@ -11,8 +11,8 @@
 //! how far the machine would exceed its share of the container's replicas (soft spread: a third of them, rounded up, or half
 //! of two), how many of them its zone has, what is left of it (best fit), and its place in the order of machine ids.
 //!
-//! **Order** of requests: the larger share of a machine first, since small ones find the gaps that large ones leave; then
-//! as given.
+//! **Together**: what starts at once is a burst ([`batch`]): the larger first, since small ones find the gaps that large ones
+//! leave, then a bounded search that moves some of the burst so that more of it fits.
 
 pub mod batch;
 pub mod engine;
@@ -21,8 +21,7 @@ pub mod pack;
 pub mod repack;
 mod unplaced;
 
-use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -34,6 +33,7 @@ pub use fleet::{Fleet, Newcomer, Slot};
 pub use unplaced::{Help, Miss, Shortfall, Unplaced, Why};
 
 use crate::world::Allocated;
+use engine::Ask;
 
 /// Why a machine cannot take a replica, in the order of the tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -114,6 +114,8 @@ pub enum Rule {
     Fullest,
     /// All that fit have their share of the container's replicas already.
     Crowded,
+    /// It was placed together with others, and went here so that more of them fit.
+    Together,
 }
 
 /// Why this machine, as it stood when the replica was placed.
@@ -140,6 +142,7 @@ impl fmt::Display for Chosen {
                 "every machine that could take it has its share of the container's replicas already, this one {}",
                 self.machine_replicas
             )?,
+            Rule::Together => f.write_str("it was placed together with others, and here more of them fit")?,
         }
         write!(
             f,
@@ -152,7 +155,7 @@ impl fmt::Display for Chosen {
 /// From so many requests of one class on, the engine makes its index first.
 const PREPARE_MIN: usize = 3;
 
-/// Places what can be placed, each request on what the ones before it left.
+/// Places what can be placed, together: see [`batch`].
 #[must_use]
 pub fn place(fleet: &Fleet, requests: &[Request<'_>]) -> Vec<Result<Place, Box<Unplaced>>> {
     place_in(&mut fleet.clone(), requests)
@@ -160,84 +163,78 @@ pub fn place(fleet: &Fleet, requests: &[Request<'_>]) -> Vec<Result<Place, Box<U
 
 /// Places what can be placed and takes it from the fleet.
 pub fn place_in(fleet: &mut Fleet, requests: &[Request<'_>]) -> Vec<Result<Place, Box<Unplaced>>> {
-    let mut order: Vec<usize> = (0..requests.len()).collect();
-    order.sort_by(|one, other| {
-        let size = |index: &usize| fleet.largest_share(&requests[*index]);
-        size(other).cmp(&size(one)).then(one.cmp(other))
-    });
-    let mut classes: BTreeMap<engine::ClassId, usize> = BTreeMap::new();
-    for request in requests {
-        if let Ok(ask) = fleet.ask(request) {
-            let count = classes.entry(ask.class).or_default();
-            *count += 1;
-            if *count == PREPARE_MIN {
-                fleet.engine.prepare(ask.class);
+    let mut outcomes: Vec<Option<Result<Place, Box<Unplaced>>>> = requests.iter().map(|_| None).collect();
+    let mut burst: Vec<(usize, Ask)> = vec![];
+    let mut disks = BTreeSet::new();
+    let mut rivals = vec![];
+    for (number, request) in requests.iter().enumerate() {
+        if let Some(by) = fleet.volume_writer(request) {
+            outcomes[number] = Some(Err(Box::new(Unplaced::volume_in_use(by))));
+        } else if fleet::disk_of(request).is_some_and(|disk| !disks.insert(disk)) {
+            rivals.push(number);
+        } else {
+            match fleet.ask(request) {
+                Ok(ask) => burst.push((number, ask)),
+                Err(faults) => outcomes[number] = Some(Err(Box::new(Unplaced::impossible(&faults)))),
             }
         }
     }
-    let mut outcomes: Vec<Option<Result<Place, Box<Unplaced>>>> = requests.iter().map(|_| None).collect();
-    for index in order {
-        outcomes[index] = Some(place_one(fleet, &requests[index]));
+    for (number, place) in place_burst(fleet, requests, &burst) {
+        outcomes[number] = Some(Ok(place));
+    }
+    for (number, ask) in burst {
+        if outcomes[number].is_none() {
+            outcomes[number] = Some(place_one(fleet, &requests[number], &ask));
+        }
+    }
+    // Two requests for one volume: the second has its turn only when the first found no place.
+    for number in rivals {
+        let request = &requests[number];
+        let outcome = match (fleet.volume_writer(request), fleet.ask(request)) {
+            (Some(by), _) => Err(Box::new(Unplaced::volume_in_use(by))),
+            (None, Ok(ask)) => place_one(fleet, request, &ask),
+            (None, Err(faults)) => Err(Box::new(Unplaced::impossible(&faults))),
+        };
+        outcomes[number] = Some(outcome);
     }
     let outcomes: Vec<_> = outcomes.into_iter().flatten().collect();
     assert!(outcomes.len() == requests.len(), "every request has an outcome");
     outcomes
 }
 
-fn place_one(fleet: &mut Fleet, request: &Request<'_>) -> Result<Place, Box<Unplaced>> {
-    if let Some(by) = fleet.volume_writer(request) {
-        return Err(Box::new(Unplaced::volume_in_use(by)));
+/// What of a burst finds a place.
+fn place_burst(fleet: &mut Fleet, requests: &[Request<'_>], burst: &[(usize, Ask)]) -> Vec<(usize, Place)> {
+    let asks: Vec<Ask> = burst.iter().map(|(_, ask)| *ask).collect();
+    let mut classes: BTreeMap<engine::ClassId, usize> = BTreeMap::new();
+    for ask in &asks {
+        let count = classes.entry(ask.class).or_default();
+        *count += 1;
+        if *count == PREPARE_MIN {
+            fleet.engine.prepare(ask.class);
+        }
     }
-    let ask = match fleet.ask(request) {
-        Ok(ask) => ask,
-        Err(faults) => return Err(Box::new(Unplaced::impossible(&faults))),
-    };
-    match fleet.engine.choose(&ask) {
-        Some(choice) => Ok(fleet.take(choice, &ask, request)),
-        None => Err(Box::new(Unplaced::of(fleet, request))),
+    let choices = batch::place(&mut fleet.engine, &asks, batch::Aim::Requests);
+    // Given back and taken again one by one, so that each place says truly why it was chosen.
+    for (ask, choice) in asks.iter().zip(&choices) {
+        if let Some(choice) = choice {
+            fleet.engine.release(ask, *choice);
+        }
     }
-}
-
-/// `part` of `whole`, compared exactly. Invariant: `whole` is not zero.
-#[derive(Debug, Clone, Copy)]
-struct Share {
-    part: u64,
-    whole: u64,
-}
-
-impl Share {
-    /// The shares that amounts are of a whole, of the dimensions that the whole has.
-    fn all(part: &Allocated, whole: &Allocated) -> impl Iterator<Item = Self> {
-        [
-            (part.cpu.micros(), whole.cpu.micros()),
-            (part.memory.get(), whole.memory.get()),
-            (part.ephemeral.get(), whole.ephemeral.get()),
-            (part.gpus.into(), whole.gpus.into()),
-        ]
+    let order = batch::largest_first(&fleet.engine, &asks);
+    let chosen = order
         .into_iter()
-        .filter(|(_, whole)| *whole > 0)
-        .map(|(part, whole)| Self { part, whole })
-    }
+        .filter_map(|position| Some((position, choices[position]?)));
+    let places = chosen.map(|(position, choice)| {
+        let (number, ask) = &burst[position];
+        (*number, fleet.take(choice, ask, &requests[*number]))
+    });
+    places.collect()
 }
 
-impl PartialEq for Share {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Share {}
-
-impl PartialOrd for Share {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Share {
-    fn cmp(&self, other: &Self) -> Ordering {
-        let product = |one: u64, other: u64| u128::from(one) * u128::from(other);
-        product(self.part, other.whole).cmp(&product(other.part, self.whole))
+fn place_one(fleet: &mut Fleet, request: &Request<'_>, ask: &Ask) -> Result<Place, Box<Unplaced>> {
+    match fleet.engine.choose(ask) {
+        Some(choice) => Ok(fleet.take(choice, ask, request)),
+        None => Err(Box::new(Unplaced::of(fleet, request))),
     }
 }
 

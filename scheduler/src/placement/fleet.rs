@@ -15,7 +15,7 @@ use super::engine::{
     Ask, CPU_MAX, ClassId, DEVICE_MILLI, DEVICES_MAX, Demand, DemandFault, Engine, GpuNeed, Kind, MachineIdx,
     Mix, Row, Spread, SpreadId, Typical,
 };
-use super::{Chosen, Place, Request, Rule, Share};
+use super::{Chosen, Place, Request, Rule};
 use crate::world::{Allocated, Container, HOST_MAX, HOST_MIN, Machine, World};
 
 /// All machines of a cluster and who writes which volume.
@@ -323,12 +323,6 @@ impl Fleet {
         (Some(writer) != request.instead_of).then(|| writer.clone())
     }
 
-    /// The largest share of a machine of its group that the request takes: its size.
-    pub(super) fn largest_share(&self, request: &Request<'_>) -> Option<Share> {
-        let group = self.groups.get(&request.spec.capacity_group)?;
-        Share::all(&request.amounts, &group.profile).max()
-    }
-
     /// What the request asks of the engine.
     pub(super) fn demand(&self, request: &Request<'_>) -> Demand {
         let spec = request.spec;
@@ -397,7 +391,8 @@ impl Fleet {
     }
 
     /// Why the engine chose this machine: what its order of machines says of it.
-    fn chosen(&self, choice: super::engine::Choice, ask: &Ask) -> Chosen {
+    fn chosen(&mut self, choice: super::engine::Choice, ask: &Ask) -> Chosen {
+        let is_own_choice = self.engine.choose(ask) == Some(choice);
         let facts = self.engine.facts(choice.machine);
         let demand = self.engine.demand(ask.class);
         let row = self.engine.row(choice.machine);
@@ -417,6 +412,8 @@ impl Fleet {
         let left = left.into_iter().flatten().min().unwrap_or(0);
         let rule = if ask.prefer == Some(choice.machine) {
             Rule::Returned
+        } else if !is_own_choice {
+            Rule::Together
         } else if count >= share {
             Rule::Crowded
         } else {
@@ -519,6 +516,12 @@ fn needs_host_port(spec: &ContainerSpec) -> bool {
 /// A directory that every machine can reach takes no slot for disks.
 fn needs_slot(volume: &VolumeTarget) -> bool {
     volume.zone().is_some()
+}
+
+/// The volume that a request would write to.
+pub(super) fn disk_of(request: &Request<'_>) -> Option<(&'static str, String)> {
+    let volume = request.spec.volume(request.ordinal?)?;
+    Some(disk(&volume.volume))
 }
 
 /// What identifies a volume: two targets with one disk are one volume.
