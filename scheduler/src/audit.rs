@@ -7,6 +7,7 @@
 //! Decisions of a cluster are verified by [`crate::check`]; this is for tests, benchmarks and the fuzz target.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use crate::placement::engine::{Demand, GpuNeed, Machine, Row, Spread};
 
@@ -126,10 +127,11 @@ impl Ledger {
             is_open: true,
             replicas: BTreeMap::new(),
         };
-        if self.seats.contains_key(&number) {
-            breaches.push(Breach::MachineTwice(number));
-        } else {
-            self.seats.insert(number, seat);
+        match self.seats.entry(number) {
+            Entry::Occupied(_) => breaches.push(Breach::MachineTwice(number)),
+            Entry::Vacant(vacant) => {
+                vacant.insert(seat);
+            }
         }
         breaches
     }
