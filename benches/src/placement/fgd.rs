@@ -343,7 +343,7 @@ fn micros(time: Duration) -> String {
     format!("{:.1} us", time.as_secs_f64() * 1e6)
 }
 
-/// Variations of the default trace that nothing was fitted to.
+/// Variations of the default trace: whether the same weights serve them too.
 fn stand_ins(harness: &Harness, folder: &Path, outcome: &mut Outcome) -> anyhow::Result<()> {
     let columns = [
         "trace",
@@ -355,7 +355,7 @@ fn stand_ins(harness: &Harness, folder: &Path, outcome: &mut Outcome) -> anyhow:
         "gain",
     ];
     let mut table = Table::new(
-        "Stand-ins for traces that are not public in the folder (made from default)",
+        "Stand-ins for further traces of the family (made from default, up to 3 seeds)",
         &columns,
     );
     let default = trace::trace(folder, "default", &harness.models)?;

@@ -1,4 +1,4 @@
-//! Variations of the default trace in the manner of the public ones, to judge the weights on what they were not fitted to.
+//! Variations of the default trace in the manner of the public ones, to see whether one set of weights serves them all.
 //!
 //! `gpushareN`: shares make N percent of the GPU demand, the number of tasks with GPU unchanged. `cpuN`: CPU-only tasks
 //! are N percent of those of cpu100. `multigpuN`: tasks for several devices make N percent of the GPU demand, the others
