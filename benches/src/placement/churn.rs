@@ -14,7 +14,7 @@ mod trace;
 use std::time::Duration;
 
 use crate::lines::{Line, draw};
-use crate::report::{Context, Outcome, Picture, Promise, Table};
+use crate::report::{Context, Outcome, Picture, Table};
 
 use fleet::{Result, Run, Size};
 use policy::Rule;
@@ -85,7 +85,7 @@ pub(crate) fn run(ctx: &Context) -> anyhow::Result<Outcome> {
     {
         fixed.push((name(&run), fleet::run(&trace, PROFILE, run, end)?));
     }
-    let mut outcome = Outcome {
+    Ok(Outcome {
         text: text(&trace, end),
         tables: vec![
             elastic_table(&runs),
@@ -94,9 +94,7 @@ pub(crate) fn run(ctx: &Context) -> anyhow::Result<Outcome> {
         ],
         pictures: vec![picture(&runs, trace.begin)?],
         ..Outcome::default()
-    };
-    outcome.promises.extend(promises(&runs));
-    Ok(outcome)
+    })
 }
 
 fn name(run: &Run) -> String {
@@ -259,19 +257,6 @@ fn fixed_table(runs: &[(String, Result)], machines: usize) -> Table {
         ]);
     }
     table
-}
-
-fn promises(runs: &[(String, Result)]) -> Option<Promise> {
-    let (_, ours) = runs.first()?;
-    let best = runs[1..Rule::ALL.len()]
-        .iter()
-        .min_by_key(|(_, result)| result.machine_seconds)?;
-    Some(Promise {
-        name: "churn: machine-hours online, without moves, above the best other rule".to_owned(),
-        value: format!("{} %", above(ours.machine_seconds, best.1.machine_seconds)),
-        bound: format!("0.5 % ({})", best.0),
-        held: ours.machine_seconds * 1000 <= best.1.machine_seconds * 1005,
-    })
 }
 
 fn picture(runs: &[(String, Result)], begin: u64) -> anyhow::Result<Picture> {

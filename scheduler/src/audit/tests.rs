@@ -218,6 +218,10 @@ fn what_a_machine_is_not_is_found() {
         machine: 0,
         device: 0
     }));
+}
+
+#[test]
+fn a_placement_on_a_closed_machine_is_found() {
     let mut closed = ledger(0);
     closed.set_open(0, false);
     assert_eq!(closed.refused(&wish(plain())), None);
