@@ -18,6 +18,7 @@ pub(crate) mod declaration;
 pub mod node;
 pub mod operator;
 mod pattern;
+pub mod repack;
 mod update;
 
 use serde::{Deserialize, Serialize};

@@ -11,6 +11,7 @@ use crate::commands::events::EventsArgs;
 use crate::commands::explain::ExplainArgs;
 use crate::commands::get::GetArgs;
 use crate::commands::logs::LogsArgs;
+use crate::commands::plan::PlanArgs;
 use crate::commands::status::StatusArgs;
 use crate::commands::token::TokenArgs;
 use crate::dev::DevArgs;
@@ -85,6 +86,8 @@ pub(crate) enum Command {
     Logs(LogsArgs),
     /// Show what happened
     Events(EventsArgs),
+    /// Show what the scheduler would change about the machines; nothing is changed
+    Plan(PlanArgs),
     /// Move every replica off a machine
     Drain(DrainArgs),
     /// Delete a container and its replicas

@@ -69,6 +69,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Explain(args) => commands::explain::run(args, &open()?, screen).await,
         Command::Logs(args) => commands::logs::run(args, &open()?, screen).await,
         Command::Events(args) => commands::events::run(args, &open()?, screen).await,
+        Command::Plan(args) => commands::plan::run(args, &open()?, screen).await,
         Command::Drain(args) => commands::change::drain(args, &open()?, screen).await,
         Command::Delete(args) => commands::change::delete(args, &open()?).await,
         Command::Start(args) => commands::change::start_stop(args, Run::Start, &open()?).await,

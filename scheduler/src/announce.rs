@@ -3,12 +3,13 @@
 //! Scheduler events carry no id of their own: the world names them by their place in the log.
 
 use berth_api::container::ContainerSpec;
-use berth_api::event::{Event, EventDetails, EventSource, EventType, InvolvedObject};
+use berth_api::event::{CapacityTrigger, Event, EventDetails, EventSource, EventType, InvolvedObject};
 use berth_api::id::{ContainerName, MachineId};
+use berth_api::rest::cluster::CapacityReason;
 use berth_api::rest::container::changes;
 use berth_api::time::Timestamp;
 
-use crate::entry::{Entry, MachineHealthState, Placed};
+use crate::entry::{CapacityWish, Entry, MachineHealthState, Placed};
 use crate::liveness::Freeze;
 use crate::world::{Observed, World};
 
@@ -16,6 +17,9 @@ use crate::world::{Observed, World};
 #[must_use]
 pub fn announce(world: &World, observed: &Observed, entry: &Entry) -> Vec<Entry> {
     let at = entry.at();
+    if let Entry::CapacityWished(wish) = entry {
+        return wished(world, wish).into_iter().map(recorded).collect();
+    }
     let event = match entry {
         Entry::MachineRegistered {
             spec, subnet_index, ..
@@ -72,6 +76,7 @@ pub fn announce(world: &World, observed: &Observed, entry: &Entry) -> Vec<Entry>
         | Entry::MachineDrainCancelled { .. }
         | Entry::ReplicaStopping { .. }
         | Entry::ReplicaGone { .. }
+        | Entry::CapacityWished(_)
         | Entry::EventRecorded { .. }
         | Entry::EpochStarted { .. } => None,
     };
@@ -192,6 +197,67 @@ fn put(world: &World, spec: &ContainerSpec, at: Timestamp) -> Option<Event> {
     let message = format!("container {} was updated: {}", spec.name, changes.join(", "));
     let details = EventDetails::ContainerUpdated { changes };
     Some(event(EventType::Info, message, object(&spec.name), details, at))
+}
+
+/// A wish that rises, falls or is bounded. The texts hold no figures, so that repeats are merged.
+fn wished(world: &World, wish: &CapacityWish) -> Vec<Event> {
+    let Some(group) = world.spec().group(&wish.group_id) else {
+        return vec![];
+    };
+    let known = world.wish(&wish.group_id);
+    let say = |kind, message: &str, details| {
+        let object = InvolvedObject::CapacityGroup(wish.group_id.to_string());
+        event(kind, message.to_owned(), object, details, wish.at)
+    };
+    let mut events = vec![];
+    let trigger = match wish.reason {
+        _ if wish.desired <= known.desired || wish.desired <= wish.running => None,
+        CapacityReason::HighUtilization => Some((
+            CapacityTrigger::HighUtilization,
+            "more machines are wanted: little room is left on those that run",
+        )),
+        _ if wish.unplaced > 0 => Some((
+            CapacityTrigger::UnschedulableReplicas,
+            "more machines are wanted: replicas have no place",
+        )),
+        _ => None,
+    };
+    if let Some((trigger, message)) = trigger {
+        let details = EventDetails::CapacityGroupScaleUp {
+            current_machines: wish.running,
+            desired_machines: wish.desired,
+            trigger,
+            unschedulable_replicas: (wish.unplaced > 0).then_some(wish.unplaced),
+            utilization_percent: wish.utilization_percent.map(f64::from),
+        };
+        events.push(say(EventType::Info, message, details));
+    }
+    if wish.reason == CapacityReason::LowUtilization && wish.desired < known.desired {
+        let details = EventDetails::CapacityGroupScaleDown {
+            current_machines: wish.running,
+            desired_machines: wish.desired,
+        };
+        let message = "fewer machines are wanted: what runs fits on those that stay";
+        events.push(say(EventType::Info, message, details));
+    }
+    if wish.reason == CapacityReason::AtMaxSize && known.reason != CapacityReason::AtMaxSize {
+        let details = EventDetails::CapacityGroupAtMaxSize {
+            max_size: group.max_size,
+            unschedulable_replicas: wish.unplaced,
+        };
+        let message = "the group may have no more machines and could do with some";
+        events.push(say(EventType::Warning, message, details));
+    }
+    let is_at_min = wish.desired == group.min_size && group.min_size > 0;
+    let has_moved = wish.desired < known.desired || wish.running < group.min_size;
+    if is_at_min && has_moved && wish.reason != known.reason {
+        let details = EventDetails::CapacityGroupAtMinSize {
+            min_size: group.min_size,
+        };
+        let message = "the group is to have its minimum of machines";
+        events.push(say(EventType::Info, message, details));
+    }
+    events
 }
 
 fn unplaced(world: &World, name: &ContainerName, count: u32, at: Timestamp) -> Option<Event> {

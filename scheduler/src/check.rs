@@ -11,9 +11,9 @@ mod whole;
 use std::net::IpAddr;
 
 use berth_api::container::ContainerSpec;
-use berth_api::id::{ContainerName, MachineId, ReplicaId};
+use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
 
-use crate::entry::{Entry, MachineHealthState, Placed};
+use crate::entry::{CapacityWish, Entry, MachineHealthState, Placed};
 use crate::world::{Container, Machine, Replica, World};
 
 /// A rule that a decision would break.
@@ -61,6 +61,13 @@ pub enum Violation {
         machine_id: MachineId,
         status: &'static str,
     },
+    #[error("group {group} would be wished {desired} machines and may have {min} to {max}")]
+    WishOutOfBounds {
+        group: GroupId,
+        desired: u32,
+        min: u32,
+        max: u32,
+    },
     #[error("the set of machine {machine_id} would change and stay at generation {generation}")]
     GenerationStays { machine_id: MachineId, generation: u64 },
     #[error("the generation of machine {machine_id} would go from {before} to {after}")]
@@ -81,6 +88,18 @@ pub fn check(before: &World, entries: &[Entry]) -> Vec<Violation> {
 #[must_use]
 pub fn check_all(before: &World, entries: &[Entry]) -> Vec<Violation> {
     whole::check(before, entries)
+}
+
+/// A wish is acted on by whoever buys machines: it stays within what the group's owner allows.
+fn out_of_bounds(world: &World, wish: &CapacityWish) -> Option<Violation> {
+    let group = world.spec().group(&wish.group_id)?;
+    let is_out = wish.desired < group.min_size || wish.desired > group.max_size;
+    is_out.then(|| Violation::WishOutOfBounds {
+        group: group.group_id.clone(),
+        desired: wish.desired,
+        min: group.min_size,
+        max: group.max_size,
+    })
 }
 
 const DIMENSIONS: [&str; 4] = ["cpu", "memory", "ephemeral storage", "GPUs"];

@@ -12,6 +12,11 @@
 //! | `limits.replace_after_seconds` | silence after which its stateless replicas are replaced | 30 | at least the one above |
 //! | `limits.freeze_percent` | nothing moves while more machines are unhealthy | 50 | 1 to 100 |
 //! | `limits.freeze_max_seconds` | a machine silent for longer holds up nothing | 900 | at least `replace_after_seconds` |
+//! | `capacity.high_percent` | above this utilisation a capacity group wants more machines; 100 is never | 90 | 2 to 100 |
+//! | `capacity.low_percent` | a group shrinks to machines that would be used up to this | 70 | 1 to below `high_percent` |
+//! | `capacity.low_for_seconds` | for how long so little must have been used | 600 | up to 604800 |
+//! | `capacity.pause_seconds` | from a change of a wish to the next one downwards | 600 | up to 604800 |
+//! | `capacity.boot_max_seconds` | a machine registered for longer and never heard is not waited for | 900 | 1 to 86400 |
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -20,6 +25,7 @@ use std::time::Duration;
 use berth_api::validate::{Fault, Faults};
 use serde::Deserialize;
 
+use crate::capacity::Thresholds;
 use crate::liveness::Limits;
 
 /// How log lines look.
@@ -68,6 +74,31 @@ struct File {
     log_format: LogFormat,
     #[serde(default)]
     limits: FileLimits,
+    #[serde(default)]
+    capacity: FileCapacity,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileCapacity {
+    high_percent: u32,
+    low_percent: u32,
+    low_for_seconds: u64,
+    pause_seconds: u64,
+    boot_max_seconds: u64,
+}
+
+impl Default for FileCapacity {
+    fn default() -> Self {
+        let thresholds = Thresholds::default();
+        Self {
+            high_percent: thresholds.high_percent,
+            low_percent: thresholds.low_percent,
+            low_for_seconds: thresholds.low_for_ms / 1000,
+            pause_seconds: thresholds.pause_ms / 1000,
+            boot_max_seconds: thresholds.boot_max_ms / 1000,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -108,7 +139,7 @@ fn default_heartbeat_ms() -> u64 {
 }
 
 /// Keys of the file, for the list of unknown ones.
-const KEYS: [&str; 7] = [
+const KEYS: [&str; 8] = [
     "data_dir",
     "listen",
     "link_listen",
@@ -116,6 +147,7 @@ const KEYS: [&str; 7] = [
     "heartbeat_ms",
     "log_format",
     "limits",
+    "capacity",
 ];
 const LIMIT_KEYS: [&str; 4] = [
     "unhealthy_after_seconds",
@@ -123,6 +155,15 @@ const LIMIT_KEYS: [&str; 4] = [
     "freeze_percent",
     "freeze_max_seconds",
 ];
+const CAPACITY_KEYS: [&str; 5] = [
+    "high_percent",
+    "low_percent",
+    "low_for_seconds",
+    "pause_seconds",
+    "boot_max_seconds",
+];
+/// Tables of the file and their keys.
+const TABLES: [(&str, &[&str]); 2] = [("limits", &LIMIT_KEYS), ("capacity", &CAPACITY_KEYS)];
 
 impl Config {
     /// The defaults, with everything kept under `data_dir`.
@@ -164,14 +205,15 @@ impl Config {
         let known: toml::Table = table
             .into_iter()
             .filter(|(key, _)| KEYS.contains(&key.as_str()))
-            .map(|(key, value)| match value {
-                toml::Value::Table(limits) if key == "limits" => {
-                    let limits = limits
-                        .into_iter()
-                        .filter(|(key, _)| LIMIT_KEYS.contains(&key.as_str()));
-                    (key, toml::Value::Table(limits.collect()))
+            .map(|(key, value)| {
+                let keys = TABLES.iter().find(|(table, _)| *table == key);
+                match (value, keys) {
+                    (toml::Value::Table(table), Some((_, keys))) => {
+                        let known = table.into_iter().filter(|(key, _)| keys.contains(&key.as_str()));
+                        (key, toml::Value::Table(known.collect()))
+                    }
+                    (value, _) => (key, value),
                 }
-                value => (key, value),
             })
             .collect();
         let file: File = match known.try_into() {
@@ -199,6 +241,13 @@ impl Config {
                 replace_after_ms: milliseconds(file.limits.replace_after_seconds),
                 freeze_percent: file.limits.freeze_percent,
                 freeze_max_ms: milliseconds(file.limits.freeze_max_seconds),
+                capacity: Thresholds {
+                    high_percent: file.capacity.high_percent,
+                    low_percent: file.capacity.low_percent,
+                    low_for_ms: milliseconds(file.capacity.low_for_seconds),
+                    pause_ms: milliseconds(file.capacity.pause_seconds),
+                    boot_max_ms: milliseconds(file.capacity.boot_max_seconds),
+                },
             },
         })
     }
@@ -213,14 +262,18 @@ fn unknown_keys(table: &toml::Table) -> Vec<Fault> {
         .keys()
         .filter(|key| !KEYS.contains(&key.as_str()))
         .map(|key| unknown(key.clone(), &KEYS));
-    let limits = table
-        .get("limits")
-        .and_then(toml::Value::as_table)
-        .into_iter()
-        .flat_map(toml::Table::keys)
-        .filter(|key| !LIMIT_KEYS.contains(&key.as_str()))
-        .map(|key| unknown(format!("limits.{key}"), &LIMIT_KEYS));
-    top.chain(limits).collect()
+    let inner = TABLES.iter().flat_map(|(name, known)| {
+        let keys = table
+            .get(*name)
+            .and_then(toml::Value::as_table)
+            .into_iter()
+            .flat_map(toml::Table::keys);
+        keys.filter(|key| !known.contains(&key.as_str()))
+            .map(|key| (format!("{name}.{key}"), *known))
+            .collect::<Vec<_>>()
+    });
+    top.chain(inner.map(|(path, known)| unknown(path, known)))
+        .collect()
 }
 
 fn check(file: &File, faults: &mut Vec<Fault>) {
@@ -279,6 +332,41 @@ fn check(file: &File, faults: &mut Vec<Fault>) {
         "limits.freeze_max_seconds",
         "must be at least replace_after_seconds".into(),
     );
+    check_capacity(&file.capacity, &mut require);
+}
+
+/// A week: whoever wants a group never to shrink raises its minimum.
+const PAUSE_MAX_SECONDS: u64 = 604_800;
+
+fn check_capacity(capacity: &FileCapacity, require: &mut impl FnMut(bool, &str, String)) {
+    require(
+        (2..=100).contains(&capacity.high_percent),
+        "capacity.high_percent",
+        format!("{} is not from 2 to 100", capacity.high_percent),
+    );
+    require(
+        (1..capacity.high_percent.max(2)).contains(&capacity.low_percent),
+        "capacity.low_percent",
+        format!(
+            "{} is not from 1 to below high_percent, so the group would grow and shrink in turn",
+            capacity.low_percent
+        ),
+    );
+    for (path, seconds) in [
+        ("capacity.low_for_seconds", capacity.low_for_seconds),
+        ("capacity.pause_seconds", capacity.pause_seconds),
+    ] {
+        require(
+            seconds <= PAUSE_MAX_SECONDS,
+            path,
+            format!("{seconds} is above {PAUSE_MAX_SECONDS}"),
+        );
+    }
+    require(
+        (1..=86_400).contains(&capacity.boot_max_seconds),
+        "capacity.boot_max_seconds",
+        format!("{} is not from 1 to 86400", capacity.boot_max_seconds),
+    );
 }
 
 fn is_host(name: &str) -> bool {
@@ -324,6 +412,20 @@ mod tests {
         let text = "data_dir = \"/d\"\nheartbeat_ms = 2000\n[limits]\nunhealthy_after_seconds = 5\n\
                     replace_after_seconds = 4\nfreeze_max_seconds = 3\n";
         assert_eq!(Config::parse(text).unwrap_err().list().len(), 3);
+    }
+
+    #[test]
+    fn thresholds_that_would_swing_are_refused() {
+        let text = "data_dir = \"/d\"\n[capacity]\nhigh_percent = 60\nlow_percent = 60\nwarm = 1\n";
+        let faults = Config::parse(text).unwrap_err();
+        let paths: Vec<&str> = faults.list().iter().map(|fault| fault.path.as_str()).collect();
+        assert_eq!(paths, ["capacity.warm", "capacity.low_percent"]);
+        let text = "data_dir = \"/d\"\n[capacity]\nhigh_percent = 100\nlow_for_seconds = 30\n";
+        let capacity = Config::parse(text).unwrap().limits.capacity;
+        assert_eq!(
+            (capacity.high_percent, capacity.low_percent, capacity.low_for_ms),
+            (100, 70, 30_000)
+        );
     }
 
     #[test]

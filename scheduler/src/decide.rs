@@ -9,11 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
 
 use crate::announce;
+use crate::capacity::{self, Outlook, Unmet};
 use crate::entry::{Entry, MachineHealthState, Placed, StopCause};
 use crate::liveness::{self, Freeze, Limits};
-use crate::placement::{self, Fleet, Place, Request, Unplaced};
+use crate::placement::{self, Fleet, Place, Request, Unplaced, Why};
 use crate::reconcile::{self, Plan, Purpose, Start, Wait, WaitReason};
-use crate::world::{Allocated, Now, Observed, World};
+use crate::world::{Allocated, Container, Now, Observed, Replica, World};
 
 /// What to append, in this order, and why nothing else.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -29,6 +30,8 @@ pub struct Report {
     pub freeze: Option<Freeze>,
     /// Ordered by container, then by replica.
     pub waits: Vec<Wait>,
+    /// What each capacity group should have, ordered as the cluster has them.
+    pub capacity: Vec<Outlook>,
 }
 
 /// Rounds until nothing changes: liveness, then stops, then places, then one replica that makes room and what follows from
@@ -41,6 +44,24 @@ const ROUNDS_MAX: usize = 8;
 /// When the rules do not come to rest, or decide what contradicts the world.
 #[must_use]
 pub fn decide(world: &World, observed: &Observed, limits: &Limits, now: Now) -> Decision {
+    decide_with(world, observed, limits, now, Scope::All)
+}
+
+/// What a decision is made about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    All,
+    /// Nothing about the size of capacity groups: for those who only ask what replicas wait for.
+    Replicas,
+}
+
+pub(crate) fn decide_with(
+    world: &World,
+    observed: &Observed,
+    limits: &Limits,
+    now: Now,
+    scope: Scope,
+) -> Decision {
     let freeze_before = liveness::freeze(world, observed, limits, now);
     let mut draft = Draft {
         world: Cow::Borrowed(world),
@@ -74,6 +95,10 @@ pub fn decide(world: &World, observed: &Observed, limits: &Limits, now: Now) -> 
         );
     };
     draft.push_unplaced(&outcome.unplaced);
+    let capacity = match scope {
+        Scope::All => draft.push_wishes(&outcome.unmet, freeze.is_some()),
+        Scope::Replicas => vec![],
+    };
     if let Some(freeze) = freeze.filter(|_| freeze_before.is_none()) {
         let event = announce::cluster_wide_failure(&draft.world, freeze, now.wall);
         draft.entries.push(event);
@@ -83,6 +108,7 @@ pub fn decide(world: &World, observed: &Observed, limits: &Limits, now: Now) -> 
         report: Report {
             freeze,
             waits: outcome.waits,
+            capacity,
         },
     }
 }
@@ -92,6 +118,29 @@ pub fn decide(world: &World, observed: &Observed, limits: &Limits, now: Now) -> 
 struct Outcome {
     waits: Vec<Wait>,
     unplaced: BTreeMap<ContainerName, u32>,
+    /// Those that a machine more could help.
+    unmet: Vec<Unmet>,
+}
+
+impl Outcome {
+    fn push_unmet(
+        &mut self,
+        container: &ContainerName,
+        ordinal: Option<u32>,
+        instead_of: Option<&ReplicaId>,
+        why: &Why,
+    ) {
+        if !matches!(
+            why,
+            Why::VolumeInUse { .. } | Why::NoGroup { .. } | Why::Impossible { .. }
+        ) {
+            self.unmet.push(Unmet {
+                container: container.clone(),
+                ordinal,
+                instead_of: instead_of.cloned(),
+            });
+        }
+    }
 }
 
 /// The world as it will be, and the entries that make it so.
@@ -160,6 +209,15 @@ impl Draft<'_> {
             let at = self.now.wall;
             self.push(Entry::UnplacedChanged { container, count, at });
         }
+    }
+
+    fn push_wishes(&mut self, unmet: &[Unmet], is_frozen: bool) -> Vec<Outlook> {
+        let at = self.now.wall;
+        let outlooks = capacity::plan(&self.world, unmet, is_frozen, &self.limits.capacity, at);
+        for entry in capacity::entries(&self.world, &outlooks, at) {
+            self.push(entry);
+        }
+        outlooks
     }
 
     /// Every container once: stops first, since they free nothing yet but decide what starts.
@@ -285,11 +343,15 @@ impl Draft<'_> {
                     (replica_id, WaitReason::RoomComing)
                 } else {
                     *outcome.unplaced.entry(name.clone()).or_default() += 1;
+                    outcome.push_unmet(name, wanted.start.ordinal, None, &unplaced.why);
                     (replica_id, WaitReason::NoPlace(unplaced))
                 }
             }
             Purpose::Surge => {
                 no_room.insert(name.clone());
+                if self.needs_room_to_move(container) {
+                    outcome.push_unmet(name, None, None, &unplaced.why);
+                }
                 (None, WaitReason::NoRoomToMove(unplaced))
             }
         };
@@ -299,6 +361,16 @@ impl Draft<'_> {
             reason,
             since,
         });
+    }
+
+    /// A surge without room waits for a machine only where nothing else can end its wait: a draining machine has to be left,
+    /// and a single replica cannot make room for its own replacement.
+    fn needs_room_to_move(&self, container: &Container) -> bool {
+        let is_draining = |replica: &Replica| {
+            let machine = self.world.machine(&replica.machine_id);
+            replica.is_live() && machine.is_some_and(|machine| machine.draining_since.is_some())
+        };
+        container.wanted() < 2 || self.world.replicas_of(&container.spec.name).any(is_draining)
     }
 
     fn make_room(&mut self, plan: &Plan) {
@@ -317,16 +389,19 @@ impl Draft<'_> {
             let place = placement::place(&Fleet::of(&self.world), &[request]).pop();
             match place.expect("one request has one outcome") {
                 Ok(_) => self.push_stop(replica_id.clone(), StopCause::MachineDraining),
-                Err(unplaced) => outcome.waits.push(Wait {
-                    container: name.clone(),
-                    replica_id: Some(replica_id.clone()),
-                    reason: WaitReason::NoRoomToMove(unplaced),
-                    since: self
-                        .world
-                        .machine(&replica.machine_id)
-                        .and_then(|machine| machine.draining_since)
-                        .unwrap_or(self.now.wall),
-                }),
+                Err(unplaced) => {
+                    outcome.push_unmet(name, replica.ordinal, Some(replica_id), &unplaced.why);
+                    outcome.waits.push(Wait {
+                        container: name.clone(),
+                        replica_id: Some(replica_id.clone()),
+                        reason: WaitReason::NoRoomToMove(unplaced),
+                        since: self
+                            .world
+                            .machine(&replica.machine_id)
+                            .and_then(|machine| machine.draining_since)
+                            .unwrap_or(self.now.wall),
+                    });
+                }
             }
         }
     }
@@ -340,7 +415,7 @@ fn container_of(world: &World, entry: &Entry) -> Option<ContainerName> {
             world.replica(replica_id).map(|replica| replica.container.clone())
         }
         Entry::UnplacedChanged { container, .. } => Some(container.clone()),
-        Entry::MachineHealthChanged { .. } | Entry::EventRecorded { .. } => None,
+        Entry::MachineHealthChanged { .. } | Entry::CapacityWished(_) | Entry::EventRecorded { .. } => None,
         Entry::ClusterCreated { .. }
         | Entry::ClusterDeleted { .. }
         | Entry::GroupsChanged { .. }

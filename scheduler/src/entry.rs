@@ -14,8 +14,9 @@ use berth_api::assignment::StopReason;
 use berth_api::cluster::{CapacityGroup, ClusterSpec};
 use berth_api::container::ContainerSpec;
 use berth_api::event::Event;
-use berth_api::id::{ContainerName, MachineId, ReplicaId};
+use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
 use berth_api::machine::MachineSpec;
+use berth_api::rest::cluster::CapacityReason;
 use berth_api::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
@@ -199,6 +200,26 @@ pub struct Placed {
     pub at: Timestamp,
 }
 
+/// How many machines a capacity group should have, from `at` on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CapacityWish {
+    pub group_id: GroupId,
+    pub desired: u32,
+    pub reason: CapacityReason,
+    /// Since when fewer machines would do, without a break.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub low_since: Option<Timestamp>,
+    /// What the decision saw, for the event that announces it: running machines, replicas without a place, percent held of
+    /// the scarcest dimension.
+    pub running: u32,
+    #[serde(default)]
+    pub unplaced: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub utilization_percent: Option<u32>,
+    pub at: Timestamp,
+}
+
 /// One change of a cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
@@ -277,6 +298,8 @@ pub enum Entry {
         count: u32,
         at: Timestamp,
     },
+    /// How many machines a capacity group should have, or why, or since when fewer would do, has changed.
+    CapacityWished(CapacityWish),
     ReplicaPlaced(Placed),
     ReplicaStopping {
         replica_id: ReplicaId,
@@ -324,6 +347,7 @@ impl Entry {
             | Self::ReplicaGone { at, .. }
             | Self::EpochStarted { at, .. } => *at,
             Self::ReplicaPlaced(placed) => placed.at,
+            Self::CapacityWished(wish) => wish.at,
             Self::EventRecorded { event } => event.last_timestamp,
         }
     }
@@ -366,7 +390,7 @@ mod tests {
     }
 
     /// Kinds of entries there are.
-    const KINDS: usize = 20;
+    const KINDS: usize = 21;
 
     fn kind(entry: &Entry) -> String {
         let value: serde_json::Value = serde_json::from_slice(&entry.to_record()).unwrap();

@@ -9,7 +9,7 @@ use berth_api::explain::{Explanation, FilterCount, Subject, Waiting};
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
 use berth_api::rest::container::ContainerStatus;
 
-use crate::decide::{Decision, decide};
+use crate::decide::{Decision, Scope, decide_with};
 use crate::liveness::Limits;
 use crate::placement::Unplaced;
 use crate::reconcile::{Wait, WaitReason};
@@ -32,7 +32,7 @@ pub fn explain(
         world,
         observed,
         now,
-        decision: decide(world, observed, limits, now),
+        decision: decide_with(world, observed, limits, now, Scope::Replicas),
     };
     match subject {
         Subject::Container => context.container(&ContainerName::new(id).ok()?),

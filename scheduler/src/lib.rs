@@ -7,10 +7,11 @@
 //! | [`link`] server and sessions | nodes' streams; published state | requests to actors; sets, names, mesh to nodes | [`Running`] |
 //! | [`rest`] server | HTTP requests | requests to actors | [`Running`] |
 //!
-//! `world`, `decide`, `check`, `audit`, `liveness` and what they use are pure.
+//! `world`, `decide`, `check`, `audit`, `liveness`, `capacity`, `repack` and what they use are pure.
 
 pub mod announce;
 pub mod audit;
+pub mod capacity;
 pub mod check;
 pub mod cluster;
 pub mod config;
@@ -25,6 +26,7 @@ pub mod liveness;
 pub mod placement;
 pub mod reconcile;
 pub mod refusal;
+pub mod repack;
 pub mod rest;
 mod scheduler;
 mod server;

@@ -19,10 +19,11 @@
 use berth_api::id::MachineId;
 use serde::{Deserialize, Serialize};
 
+use crate::capacity::Thresholds;
 use crate::entry::{Entry, MachineHealthState};
 use crate::world::{Machine, Now, Observed, World};
 
-/// How long the scheduler waits for what. All in milliseconds on the monotonic clock.
+/// How long the scheduler waits for what. In milliseconds on the monotonic clock, unless it says otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
@@ -34,6 +35,8 @@ pub struct Limits {
     pub freeze_percent: u32,
     /// Silence after which a machine counts as lost and holds up no freeze any more.
     pub freeze_max_ms: u64,
+    /// When capacity groups grow and shrink.
+    pub capacity: Thresholds,
 }
 
 impl Default for Limits {
@@ -43,6 +46,7 @@ impl Default for Limits {
             replace_after_ms: 30_000,
             freeze_percent: 50,
             freeze_max_ms: 900_000,
+            capacity: Thresholds::default(),
         }
     }
 }

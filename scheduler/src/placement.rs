@@ -30,6 +30,7 @@ use berth_api::id::{MachineId, ReplicaId};
 use serde::{Deserialize, Serialize};
 
 pub use fleet::{Fleet, Newcomer, Slot};
+pub(crate) use fleet::{disk_slots, machine_share, needs_slot};
 pub use unplaced::{Help, Miss, Shortfall, Unplaced, Why};
 
 use crate::world::Allocated;

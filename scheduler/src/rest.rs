@@ -13,6 +13,7 @@ mod logs;
 mod machines;
 mod nodes;
 mod operator;
+mod plans;
 mod request;
 mod view;
 
@@ -80,6 +81,8 @@ fn cluster_routes() -> Router<Api> {
             post(machines::drain).delete(machines::cancel_drain),
         )
         .route("/clusters/{cluster}/machines/{machine}", delete(machines::remove))
+        .route("/clusters/{cluster}/capacity-plan", get(plans::capacity))
+        .route("/clusters/{cluster}/repack-plan", get(plans::repack))
         .route("/clusters/{cluster}/tokens/rotate", post(clusters::rotate_token))
         .route("/clusters/{cluster}/tokens/revoke", post(clusters::revoke_tokens))
         .route("/clusters/{cluster}/replicas", get(operator::list_replicas))

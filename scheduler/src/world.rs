@@ -18,8 +18,9 @@ use std::net::IpAddr;
 use berth_api::assignment::Assignment;
 use berth_api::cluster::{ClusterSpec, Gpu};
 use berth_api::container::ContainerSpec;
-use berth_api::id::{ContainerName, MachineId, ReplicaId};
+use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
 use berth_api::machine::{AssignedNetwork, MachineSpec, MachineStatus};
+use berth_api::rest::cluster::CapacityReason;
 use berth_api::time::Timestamp;
 use berth_api::units::{Bytes, Cpu};
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,24 @@ pub struct World {
     /// Entries applied so far, the first included.
     pub(crate) applied_count: u64,
     pub(crate) events: Events,
+    /// Of groups whose wish was ever decided.
+    #[serde(default)]
+    pub(crate) wishes: BTreeMap<GroupId, Wish>,
+}
+
+/// How many machines a capacity group should have by the last decision, and what that decision must remember; see
+/// [`crate::capacity`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Wish {
+    pub desired: u32,
+    pub reason: CapacityReason,
+    /// Since when fewer machines would do, without a break.
+    pub low_since: Option<Timestamp>,
+    /// When the wish last rose for want of room.
+    pub grown_at: Option<Timestamp>,
+    /// When the wish last fell for want of work.
+    pub shrunk_at: Option<Timestamp>,
 }
 
 /// A registered machine.
@@ -229,6 +248,18 @@ impl World {
         self.placed_count
     }
 
+    /// The wish for a capacity group; before the first decision, its minimum.
+    #[must_use]
+    pub fn wish(&self, group: &GroupId) -> Wish {
+        self.wishes.get(group).copied().unwrap_or_else(|| Wish {
+            desired: self.spec.group(group).map_or(0, |group| group.min_size),
+            reason: CapacityReason::AtTarget,
+            low_since: None,
+            grown_at: None,
+            shrunk_at: None,
+        })
+    }
+
     /// What happened lately.
     #[must_use]
     pub fn events(&self) -> &Events {
@@ -368,6 +399,37 @@ impl Machine {
 }
 
 impl Allocated {
+    /// The sum; none when it is beyond any number.
+    #[must_use]
+    pub fn checked_plus(&self, other: &Self) -> Option<Self> {
+        Some(Self {
+            cpu: self.cpu.checked_add(other.cpu)?,
+            memory: self.memory.checked_add(other.memory)?,
+            ephemeral: self.ephemeral.checked_add(other.ephemeral)?,
+            gpus: self.gpus.checked_add(other.gpus)?,
+        })
+    }
+
+    /// What is left, nothing at least.
+    #[must_use]
+    pub fn less(&self, other: &Self) -> Self {
+        Self {
+            cpu: self.cpu.saturating_sub(other.cpu),
+            memory: self.memory.saturating_sub(other.memory),
+            ephemeral: self.ephemeral.saturating_sub(other.ephemeral),
+            gpus: self.gpus.saturating_sub(other.gpus),
+        }
+    }
+
+    /// Whether it is no more than `room` in any dimension.
+    #[must_use]
+    pub fn fits_in(&self, room: &Self) -> bool {
+        self.cpu <= room.cpu
+            && self.memory <= room.memory
+            && self.ephemeral <= room.ephemeral
+            && self.gpus <= room.gpus
+    }
+
     /// What one replica of a declaration holds.
     #[must_use]
     pub fn of(spec: &ContainerSpec) -> Self {

@@ -9,7 +9,7 @@ use crate::cluster::{
     CapacityGroup, ClusterSpec, GROUPS_MAX, Gpu, MACHINE_PREFIX_LEN, MachineProfile, PROFILE_MEMORY_MIN,
     Platform,
 };
-use crate::id::{ClusterId, GroupId, Zone};
+use crate::id::{ClusterId, GroupId, MachineId, ReplicaId, Zone};
 use crate::time::Timestamp;
 use crate::units::{Bytes, Cpu, cpu_number};
 use crate::validate::{Cursor, Faults, read};
@@ -130,11 +130,29 @@ impl std::fmt::Debug for RotateTokenReply {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CapacityReason {
+    /// Replicas have no place, by packing them; or the group has fewer machines than its minimum.
     NeedCapacity,
+    /// The scarcest dimension of the machines is held by more than the upper threshold.
     HighUtilization,
+    /// What is held fits on fewer machines and would use them by no more than the lower threshold.
     LowUtilization,
     AtTarget,
+    /// More machines are needed than the group may have.
     AtMaxSize,
+}
+
+impl CapacityReason {
+    /// The wire's word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NeedCapacity => "need_capacity",
+            Self::HighUtilization => "high_utilization",
+            Self::LowUtilization => "low_utilization",
+            Self::AtTarget => "at_target",
+            Self::AtMaxSize => "at_max_size",
+        }
+    }
 }
 
 /// What one zone of a group needs; only where replicas are bound to zones.
@@ -148,6 +166,24 @@ pub struct ZoneRequirement {
     pub unschedulable_replicas: Option<u32>,
 }
 
+/// One replica that would go from one machine to another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedMove {
+    pub replica_id: ReplicaId,
+    pub from: MachineId,
+    pub to: MachineId,
+}
+
+/// A machine that its group can do without, and where its replicas would go, in this order and one at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MachineToDrain {
+    pub machine_id: MachineId,
+    #[serde(default)]
+    pub moves: Vec<PlannedMove>,
+}
+
 /// What one group should grow or shrink to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -156,14 +192,52 @@ pub struct GroupPlan {
     pub profile: MachineProfile,
     /// Status `running` only.
     pub current_machines: u32,
+    /// Machines that work or are about to: those that drain or are silent are none of them.
     pub desired_machines: u32,
     pub reason: CapacityReason,
+    /// Those too large for any machine of the group included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unschedulable_replicas: Option<u32>,
+    /// What replicas hold of the running machines, less reserves, in the scarcest of vCPU, memory, ephemeral storage and
+    /// GPUs: 0 to 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub utilization_percent: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone_requirements: Option<Vec<ZoneRequirement>>,
+    #[serde(flatten)]
+    pub details: GroupPlanDetails,
+}
+
+/// Berth's own members of a [`GroupPlan`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GroupPlanDetails {
+    /// Registered, not heard yet, and counted as there.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub initializing_machines: u32,
+    /// Machines that replicas without a place need beyond those that work or are about to.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub needed_machines: u32,
+    /// No packing of those replicas needs fewer.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub needed_machines_at_least: u32,
+    /// Drain these before one of them is ended; everything on them has another place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub machines_to_drain: Vec<MachineToDrain>,
+    /// Draining and empty: they may be ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drained_machines: Vec<MachineId>,
+    /// Silent, or registered and never heard: they count for nothing and still exist.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub silent_machines: Vec<MachineId>,
+    /// What else is to be known, for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that serde calls")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// Reply to `GET /clusters/{c}/capacity-plan`.

@@ -6,6 +6,7 @@ pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod get;
 pub(crate) mod logs;
+pub(crate) mod plan;
 pub(crate) mod progress;
 pub(crate) mod status;
 pub(crate) mod token;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
 
-use super::{Holder, Violation, misplaced, over_capacity, sum, wrong_sum};
+use super::{Holder, Violation, misplaced, out_of_bounds, over_capacity, sum, wrong_sum};
 use crate::entry::{Entry, MachineHealthState, Placed};
 use crate::world::World;
 
@@ -85,6 +85,12 @@ impl<'a> Overlay<'a> {
                 self.stopped.insert(replica_id);
             }
             Entry::ReplicaGone { replica_id, .. } => self.remove(replica_id)?,
+            Entry::CapacityWished(wish) => {
+                if self.before.spec().group(&wish.group_id).is_none() {
+                    return inapplicable(format!("the cluster has no capacity group {}", wish.group_id));
+                }
+                self.violations.extend(out_of_bounds(self.before, wish));
+            }
             Entry::EventRecorded { .. } => {}
             Entry::ClusterCreated { .. }
             | Entry::ClusterDeleted { .. }

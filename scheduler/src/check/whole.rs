@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use berth_api::id::{MachineId, ReplicaId};
 
-use super::{Holder, Violation, misplaced, over_capacity, sum, wrong_sum};
+use super::{Holder, Violation, misplaced, out_of_bounds, over_capacity, sum, wrong_sum};
 use crate::entry::Entry;
 use crate::world::{Machine, Replica, World};
 
@@ -21,6 +21,9 @@ pub(super) fn check(before: &World, entries: &[Entry]) -> Vec<Violation> {
             && let Some(container) = after.container(&placed.container)
         {
             violations.extend(misplaced(container, placed, machine, machine.health));
+        }
+        if let Entry::CapacityWished(wish) = entry {
+            violations.extend(out_of_bounds(&after, wish));
         }
         if let Err(error) = after.try_apply(entry) {
             violations.push(Violation::Inapplicable {

@@ -83,7 +83,7 @@ pub struct Newcomer {
 
 /// Cloud disks that a machine can hold beside its own, when nobody says better: what the CSI drivers of the clouds assume
 /// for a machine type they do not know (EBS 25 on Nitro, GCE PD 127, Azure Disk 16).
-fn disk_slots(platform: Platform) -> u8 {
+pub(crate) fn disk_slots(platform: Platform) -> u8 {
     match platform {
         Platform::Aws => 25,
         Platform::Gcp => 127,
@@ -135,7 +135,7 @@ fn model_bit(model: u16) -> u64 {
 const SPREAD_MACHINES: u32 = 3;
 
 /// From this many of a container's replicas on a machine, others are preferred: a third of them, rounded up, or half of two.
-fn machine_share(replicas: u32) -> u32 {
+pub(crate) fn machine_share(replicas: u32) -> u32 {
     let machines = replicas.clamp(1, SPREAD_MACHINES);
     replicas.div_ceil(machines).max(1)
 }
@@ -514,7 +514,7 @@ fn needs_host_port(spec: &ContainerSpec) -> bool {
 }
 
 /// A directory that every machine can reach takes no slot for disks.
-fn needs_slot(volume: &VolumeTarget) -> bool {
+pub(crate) fn needs_slot(volume: &VolumeTarget) -> bool {
     volume.zone().is_some()
 }
 

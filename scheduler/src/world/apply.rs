@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use berth_api::cluster::CapacityGroup;
 use berth_api::container::{ContainerSpec, Scale};
-use berth_api::id::{ContainerName, MachineId, ReplicaId};
+use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
 use berth_api::machine::{AssignedNetwork, MachineSpec};
+use berth_api::rest::cluster::CapacityReason;
 use berth_api::time::Timestamp;
 
 use super::replicas::Replicas;
-use super::{Allocated, Container, Events, Machine, Replica, Stopping, World};
-use crate::entry::{Entry, MachineHealthState, Placed, Removal, StopCause};
+use super::{Allocated, Container, Events, Machine, Replica, Stopping, Wish, World};
+use crate::entry::{CapacityWish, Entry, MachineHealthState, Placed, Removal, StopCause};
 
 /// First and last host number of a replica's address in its machine's /24: the network, the gateway and the broadcast
 /// address are taken.
@@ -32,6 +34,8 @@ pub enum ApplyError {
     SubnetTaken(u32),
     #[error("machine {0} is removed as empty and still has replicas")]
     NotEmpty(MachineId),
+    #[error("the cluster has no capacity group {0}")]
+    NoGroup(GroupId),
     #[error("container {0} does not exist")]
     NoContainer(ContainerName),
     #[error("container {container} goes from revision {from} to {to}")]
@@ -82,6 +86,7 @@ impl World {
             placed_count: 0,
             applied_count: 1,
             events: Events::default(),
+            wishes: BTreeMap::new(),
         })
     }
 
@@ -118,7 +123,7 @@ impl World {
         match entry {
             Entry::ClusterCreated { .. } => return Err(ApplyError::CreatedTwice),
             Entry::ClusterDeleted { at } => self.cluster_deleted(*at),
-            Entry::GroupsChanged { groups, .. } => self.spec.capacity_groups.clone_from(groups),
+            Entry::GroupsChanged { groups, .. } => self.groups_changed(groups),
             Entry::TokenRotated { kind, digest, .. } => {
                 self.tokens.insert(*kind, digest.clone());
             }
@@ -172,16 +177,9 @@ impl World {
                 self.replica_stopping(replica_id, *cause, *at)?;
             }
             Entry::ReplicaGone { replica_id, .. } => self.replica_gone(replica_id)?,
+            Entry::CapacityWished(wish) => self.capacity_wished(wish)?,
             Entry::EventRecorded { event } => self.events.record(event, self.applied_count + 1),
-            Entry::EpochStarted { epoch, .. } => {
-                if *epoch <= self.epoch {
-                    return Err(ApplyError::EpochNotHigher {
-                        from: self.epoch,
-                        to: *epoch,
-                    });
-                }
-                self.epoch = *epoch;
-            }
+            Entry::EpochStarted { epoch, .. } => self.epoch_started(*epoch)?,
         }
         self.applied_count += 1;
         Ok(())
@@ -216,6 +214,46 @@ impl World {
             }
             self.forget_unused(&name);
         }
+    }
+
+    fn epoch_started(&mut self, epoch: u64) -> Result<(), ApplyError> {
+        if epoch <= self.epoch {
+            return Err(ApplyError::EpochNotHigher {
+                from: self.epoch,
+                to: epoch,
+            });
+        }
+        self.epoch = epoch;
+        Ok(())
+    }
+
+    fn groups_changed(&mut self, groups: &[CapacityGroup]) {
+        self.spec.capacity_groups = groups.to_vec();
+        let is_known = |id: &GroupId| groups.iter().any(|group| group.group_id == *id);
+        self.wishes.retain(|id, _| is_known(id));
+    }
+
+    fn capacity_wished(&mut self, wished: &CapacityWish) -> Result<(), ApplyError> {
+        if self.spec.group(&wished.group_id).is_none() {
+            return Err(ApplyError::NoGroup(wished.group_id.clone()));
+        }
+        let known = self.wish(&wished.group_id);
+        let grows = match wished.reason {
+            CapacityReason::NeedCapacity | CapacityReason::HighUtilization | CapacityReason::AtMaxSize => {
+                wished.desired > known.desired
+            }
+            CapacityReason::LowUtilization | CapacityReason::AtTarget => false,
+        };
+        let shrinks = wished.reason == CapacityReason::LowUtilization && wished.desired < known.desired;
+        let wish = Wish {
+            desired: wished.desired,
+            reason: wished.reason,
+            low_since: wished.low_since,
+            grown_at: if grows { Some(wished.at) } else { known.grown_at },
+            shrunk_at: if shrinks { Some(wished.at) } else { known.shrunk_at },
+        };
+        self.wishes.insert(wished.group_id.clone(), wish);
+        Ok(())
     }
 
     fn machine_registered(

@@ -7,6 +7,7 @@ mod bad_input;
 mod containers;
 mod events;
 mod harness;
+mod plans;
 mod protocol;
 
 use harness::{CLUSTER, Stage, cluster_body, container_body, read};
