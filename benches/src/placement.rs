@@ -79,5 +79,5 @@ fn main() -> anyhow::Result<()> {
         let outcome = (benchmark.run)(&context).with_context(|| format!("benchmark {}", benchmark.name))?;
         report.add(benchmark, outcome)?;
     }
-    report.finish(write_report)
+    report.finish(BENCHMARKS, write_report)
 }

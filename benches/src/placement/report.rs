@@ -131,8 +131,6 @@ impl Table {
 #[derive(Debug)]
 pub(crate) struct Report<'a> {
     context: &'a Context,
-    sections: Vec<String>,
-    pictures: Vec<PathBuf>,
     missed: Vec<String>,
 }
 
@@ -145,8 +143,6 @@ impl<'a> Report<'a> {
     pub(crate) fn new(context: &'a Context) -> Self {
         Self {
             context,
-            sections: vec![],
-            pictures: vec![],
             missed: vec![],
         }
     }
@@ -176,35 +172,18 @@ impl<'a> Report<'a> {
             let path = self.context.out.join(&picture.file);
             write(&path, &picture.svg)?;
             write!(text, "\n![{}](placement/{})\n", picture.title, picture.file)?;
-            self.pictures.push(path);
         }
         let json = serde_json::to_string_pretty(&outcome)?;
         write(&self.context.out.join(format!("{}.json", benchmark.name)), &json)?;
         write(&self.context.out.join(format!("{}.md", benchmark.name)), &text)?;
-        self.sections.push(text);
         Ok(())
     }
 
-    /// Says what was missed; writes the page for people when asked to. A missed promise is no failure of the run.
-    pub(crate) fn finish(self, write_report: bool) -> anyhow::Result<()> {
+    /// Says what was missed; when asked to, writes the page for people from the last result of each benchmark. A missed
+    /// promise is no failure of the run.
+    pub(crate) fn finish(self, benchmarks: &[Benchmark], write_report: bool) -> anyhow::Result<()> {
         if write_report {
-            fs::create_dir_all(REPORT_PICTURES)?;
-            for picture in &self.pictures {
-                let name = picture.file_name().context("a picture has a name")?;
-                fs::copy(picture, Path::new(REPORT_PICTURES).join(name))?;
-            }
-            let quick = if self.context.is_quick {
-                "\nA quick run: not to be quoted.\n"
-            } else {
-                ""
-            };
-            let head = format!(
-                "# Placement: measured\n\nWritten by `make bench-placement`; benches/README.md says how each figure is made and where its data come from.\n{quick}"
-            );
-            write(
-                Path::new(REPORT),
-                &format!("{head}\n{}", self.sections.join("\n")),
-            )?;
+            self.write_page(benchmarks)?;
         }
         if self.missed.is_empty() {
             print("every promise that was measured is held\n");
@@ -212,6 +191,31 @@ impl<'a> Report<'a> {
             print(&format!("MISSED: {}\n", self.missed.join("; ")));
         }
         Ok(())
+    }
+
+    fn write_page(&self, benchmarks: &[Benchmark]) -> anyhow::Result<()> {
+        fs::create_dir_all(REPORT_PICTURES)?;
+        let mut page = "# Placement: measured\n\nWritten by `make bench-placement`; benches/README.md says how each figure is \
+                        made and where its data come from.\n"
+            .to_owned();
+        if self.context.is_quick {
+            page.push_str("\nA quick run: not to be quoted.\n");
+        }
+        for benchmark in benchmarks {
+            let path = self.context.out.join(format!("{}.md", benchmark.name));
+            match fs::read_to_string(&path) {
+                Ok(text) => write!(page, "\n{text}")?,
+                Err(_) => write!(page, "\n## {}\n\nNot run.\n", benchmark.title)?,
+            }
+        }
+        for entry in fs::read_dir(&self.context.out)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "svg") {
+                let name = path.file_name().context("a picture has a name")?;
+                fs::copy(&path, Path::new(REPORT_PICTURES).join(name))?;
+            }
+        }
+        write(Path::new(REPORT), &page)
     }
 }
 
