@@ -20,6 +20,22 @@ async fn plan(stage: &Stage, token: &str) -> anyhow::Result<Group> {
     Ok(reply.groups.into_iter().next().expect("one was counted"))
 }
 
+/// Waits until the two machines that were heard are all that is wanted.
+async fn reaches_target(stage: &Stage, token: &str) -> anyhow::Result<()> {
+    let deadline = monotonic() + std::time::Duration::from_secs(10);
+    loop {
+        let group = plan(stage, token).await?;
+        if group.reason.to_string() == "at_target" {
+            assert_eq!((group.current_machines, group.desired_machines), (2, 2));
+            let used = group.utilization_percent.unwrap_or_default();
+            assert!((used - 60.0).abs() < 1e-6, "{used}");
+            return Ok(());
+        }
+        anyhow::ensure!(monotonic() < deadline, "{group:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_plan_asks_for_machines_until_they_are_there() -> anyhow::Result<()> {
     let stage = Stage::start().await?;
@@ -81,18 +97,7 @@ async fn a_plan_asks_for_machines_until_they_are_there() -> anyhow::Result<()> {
             .send()
             .await?;
     }
-    let deadline = monotonic() + std::time::Duration::from_secs(10);
-    loop {
-        let group = plan(&stage, token).await?;
-        if group.reason.to_string() == "at_target" {
-            assert_eq!((group.current_machines, group.desired_machines), (2, 2));
-            let used = group.utilization_percent.unwrap_or_default();
-            assert!((used - 60.0).abs() < 1e-6, "{used}");
-            break;
-        }
-        anyhow::ensure!(monotonic() < deadline, "{group:?}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    reaches_target(&stage, token).await?;
     let (status, again, _) = stage.request("GET", path, &stage.platform, None).await?;
     assert_eq!(
         (status, &again["groups"][0]["unschedulableReplicas"]),
