@@ -23,7 +23,7 @@ pub(super) fn plan(context: &Context<'_>) -> Plan {
         .into_iter()
         .partition(|replica| context.is_draining(replica) || context.world.is_outdated(replica));
 
-    staying.sort_by_key(|replica| (context.readiness(replica), replica.sequence));
+    staying.sort_by_cached_key(|replica| (context.readiness(replica), replica.sequence));
     for excess in staying.split_off(staying.len().min(wanted)) {
         plan.stop.push((excess.replica_id.clone(), StopCause::ScaledDown));
     }
@@ -88,7 +88,7 @@ fn retire(
     let ready = staying.iter().filter(|replica| context.is_ready(replica)).count();
     let spare = (ready + leaving.len()).saturating_sub(wanted).min(leaving.len());
     // Those that are not ready first, then the oldest.
-    leaving.sort_by_key(|replica| (context.readiness(replica) == Readiness::Ready, replica.sequence));
+    leaving.sort_by_cached_key(|replica| (context.readiness(replica) == Readiness::Ready, replica.sequence));
     for replica in leaving.drain(..spare) {
         stop(replica);
     }

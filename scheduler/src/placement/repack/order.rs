@@ -86,11 +86,10 @@ impl Now {
         for other in &self.on[to] {
             let other = &snapshot.replicas[*other];
             of_set += u32::from(other.set == facts.set && other.movable != Movable::WithMachine);
-            if other.movable != Movable::WithMachine
-                && other
-                    .host_ports
-                    .iter()
-                    .any(|port| facts.host_ports.contains(port))
+            if other
+                .host_ports
+                .iter()
+                .any(|port| facts.host_ports.contains(port))
             {
                 return false;
             }

@@ -18,6 +18,8 @@ pub(super) struct Packing<'a> {
     pub(super) free: Vec<Parts>,
     /// Replicas on each machine, those that go with it left out; in no order that counts.
     pub(super) on: Vec<Vec<usize>>,
+    /// Host ports on each machine of those that go with it.
+    fixed_ports: Vec<Vec<u16>>,
     /// Machines that take nothing for now: shut in the snapshot, being emptied, or freed.
     pub(super) shut: Vec<bool>,
     /// All machines, those with the least room first, as it was when the attempt began.
@@ -104,6 +106,7 @@ impl<'a> Packing<'a> {
             free.push(capacity);
         }
         let mut on = vec![Vec::new(); machines];
+        let mut fixed_ports = vec![Vec::new(); machines];
         let mut needs = Vec::with_capacity(snapshot.replicas.len());
         for (index, replica) in snapshot.replicas.iter().enumerate() {
             let amounts = parts(&replica.needs);
@@ -112,6 +115,8 @@ impl<'a> Packing<'a> {
             }
             if replica.movable != Movable::WithMachine {
                 on[replica.machine].push(index);
+            } else {
+                fixed_ports[replica.machine].extend_from_slice(&replica.host_ports);
             }
             needs.push(amounts);
         }
@@ -122,6 +127,7 @@ impl<'a> Packing<'a> {
             place: snapshot.replicas.iter().map(|replica| replica.machine).collect(),
             free,
             on,
+            fixed_ports,
             shut: snapshot
                 .machines
                 .iter()
@@ -169,6 +175,10 @@ impl<'a> Packing<'a> {
         let limited = usize::try_from(limit).is_ok_and(|limit| limit <= self.on[machine].len());
         if !limited && facts.host_ports.is_empty() {
             return true;
+        }
+        let fixed = &self.fixed_ports[machine];
+        if facts.host_ports.iter().any(|port| fixed.contains(port)) {
+            return false;
         }
         let mut of_set = 0;
         for other in &self.on[machine] {
