@@ -106,7 +106,6 @@ fn a_drain_moves_everything_and_explains_itself() {
         .into_iter()
         .filter(|name| *name != drained)
         .collect();
-    let pids = dev.pids();
     for name in &names {
         dev.succeed(&["drain", name, "--no-wait"]);
     }
@@ -116,7 +115,9 @@ fn a_drain_moves_everything_and_explains_itself() {
         explanation.waits.iter().all(|wait| !wait.helps.is_empty()),
         "{explanation}"
     );
-    assert_eq!(dev.pids(), pids);
+    // The first drain may have begun a move to the machine that the second one closed; in the end all are there and serve.
+    dev.until_ready("web", 4);
+    assert_eq!(dev.until_ready("writer", 1)[0].replica_id.as_str(), "writer-0");
     for name in &names {
         dev.succeed(&["drain", name, "--cancel"]);
     }
