@@ -171,6 +171,12 @@ fn demands() -> [Vec<Demand>; 6] {
 
 /// What arrives, in hundredths by kind.
 const MIX: [u64; 6] = [55, 15, 8, 4, 6, 12];
+/// Never two on one machine, and zones with fewer first.
+const STRICTLY_APART: Spread = Spread {
+    machine_share: 1,
+    machine_max: 1,
+    zones: true,
+};
 /// Replicas of a container whose replicas want to be apart.
 const APART_REPLICAS: usize = 5;
 
@@ -237,16 +243,11 @@ impl Town {
             cpu: INFEASIBLE_CPU * MICRO,
             ..plain(1, 2)
         });
-        let apart = Spread {
-            machine_share: 1,
-            machine_max: 1,
-            zones: true,
-        };
-        let spreads = (0..2000).map(|_| engine.spread(apart)).collect();
+        let spreads = (0..2000).map(|_| engine.spread(STRICTLY_APART)).collect();
         let daemon = (
             engine.spread(Spread {
                 zones: false,
-                ..apart
+                ..STRICTLY_APART
             }),
             daemon_class,
         );
@@ -531,10 +532,18 @@ fn nanos_to_s(nanos: u64) -> f64 {
 fn million(count: usize, machines: usize) -> f64 {
     let mut town = Town::new(machines);
     let started = monotonic();
-    let mut placed = 0;
+    let (mut placed, mut apart) = (0, 0);
     while placed < count {
         let kind = town.kind();
-        let ask = town.ask(kind);
+        let mut ask = town.ask(kind);
+        if kind == APART {
+            // A new container after so many replicas.
+            if apart % APART_REPLICAS == 0 {
+                town.spreads.push(town.engine.spread(STRICTLY_APART));
+            }
+            apart += 1;
+            ask.spread = town.spreads.last().copied();
+        }
         if let Some(choice) = town.engine.choose(&ask) {
             town.engine.take(&ask, choice);
             placed += 1;

@@ -192,7 +192,7 @@ impl Network {
     pub async fn detach(&self, replica_id: &ReplicaId) -> Result<(), NetworkError> {
         let interface = interface_name(&self.config.machine_id, replica_id);
         let netns = self.config.netns_dir.join(&interface);
-        let record = self.record_path(&interface);
+        let record = record_path(&self.config.netns_dir, &interface);
         self.machine
             .run(
                 DEADLINE,
@@ -266,7 +266,10 @@ impl Network {
                     ensure_machine(&netlink, &config, mtu, &mut drift).await?;
                     let records = read_records(&config.netns_dir)?;
                     for record in &records {
-                        ensure_attachment(&netlink, &config, mtu, record, &mut drift).await?;
+                        // One that was detached since must not be made again.
+                        if record_path(&config.netns_dir, &record.interface).exists() {
+                            ensure_attachment(&netlink, &config, mtu, record, &mut drift).await?;
+                        }
                     }
                     ensure_routes(&netlink, &config, &records, peers, &mut drift).await?;
                     // Read again: an attachment may have been made since.
@@ -275,6 +278,7 @@ impl Network {
                         .map(|record| record.interface)
                         .collect();
                     link::sweep(&netlink.handle, &known, &mut drift).await?;
+                    remove_unrecorded(&config.netns_dir, &mut drift)?;
                     Ok(drift)
                 },
             )
@@ -322,12 +326,8 @@ impl Network {
         }
     }
 
-    fn record_path(&self, interface: &str) -> PathBuf {
-        self.config.netns_dir.join(format!("{interface}.json"))
-    }
-
     fn write_record(&self, attachment: &Attachment) -> Result<(), NetworkError> {
-        let path = self.record_path(&attachment.interface);
+        let path = record_path(&self.config.netns_dir, &attachment.interface);
         let failed = |source| NetworkError::Record {
             path: path.clone(),
             source,
@@ -365,6 +365,10 @@ fn interface_name(machine_id: &MachineId, replica_id: &ReplicaId) -> String {
     format!("{INTERFACE_PREFIX}{hex}")
 }
 
+fn record_path(dir: &Path, interface: &str) -> PathBuf {
+    dir.join(format!("{interface}.json"))
+}
+
 fn read_records(dir: &Path) -> Result<Vec<Attachment>, NetworkError> {
     let failed = |source| NetworkError::Record {
         path: dir.into(),
@@ -380,6 +384,29 @@ fn read_records(dir: &Path) -> Result<Vec<Attachment>, NetworkError> {
         }
     }
     Ok(records.into_values().collect())
+}
+
+/// Removes namespaces that no record names: one that was detached while it was being mended is made once more. A record is
+/// written before its namespace is made and removed after it, so whoever has no record belongs to nobody.
+fn remove_unrecorded(dir: &Path, drift: &mut Vec<Drift>) -> Result<(), NetworkError> {
+    let failed = |source| NetworkError::Record {
+        path: dir.into(),
+        source,
+    };
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let Some(name) = name.filter(|name| name.starts_with(INTERFACE_PREFIX)) else {
+            continue;
+        };
+        if path.extension().is_none() && !record_path(dir, name).exists() {
+            namespace::remove(&path)?;
+            drift.push(Drift {
+                what: format!("removed the namespace {name}, which no record names"),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// `None` when there is none, or one that a power cut left unreadable: what it named is then swept as unknown.

@@ -78,7 +78,7 @@ const CELLS_MAX: usize = 1 << 16;
 /// that have their share count as full; below, those are set aside one by one for each request.
 const BOUND_MIN: usize = if cfg!(test) { 3 } else { 32 };
 /// Bytes that all trees together may take. Beyond it the classes that were asked for least recently lose theirs.
-const TREES_BYTES_MAX: usize = 1 << 29;
+const TREES_BYTES_MAX: usize = if cfg!(test) { 1 << 11 } else { 1 << 29 };
 
 #[derive(Debug, Clone, Default)]
 pub struct Engine {
@@ -211,7 +211,8 @@ impl Engine {
             is_kept: false,
         });
         // A decision that puts the class there allocates nothing.
-        self.kept.reserve(self.classes.len() - self.kept.len());
+        self.kept
+            .reserve(self.classes.len().saturating_sub(self.kept.len()));
         id
     }
 
@@ -573,7 +574,7 @@ impl Engine {
             .sum();
         for class in order {
             if self.trees_bytes <= TREES_BYTES_MAX / 2 {
-                return;
+                break;
             }
             for index in &mut self.classes[class].indexes {
                 let freed = index.tree.take().map_or(0, |tree| tree.bytes());

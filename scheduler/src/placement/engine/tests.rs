@@ -309,6 +309,8 @@ proptest! {
                 Step::Prepare(class) => engine.prepare(classes[class]),
             }
         }
+        let kept: std::collections::BTreeSet<ClassId> = engine.kept.iter().copied().collect();
+        prop_assert_eq!(kept.len(), engine.kept.len(), "no class is looked after twice");
         // Everything given back, every machine has what it came with.
         for (ask, choice) in placed {
             engine.release(&ask, choice);
