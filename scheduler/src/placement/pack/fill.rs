@@ -134,6 +134,8 @@ impl<'a, const D: usize> Fill<'a, D> {
                 .min()
                 .unwrap_or(0)
                 / 4;
+            let room = self.model.new_max.saturating_sub(self.layout.new_bins() + 1);
+            let times = times.min(u64::try_from(room).unwrap_or(u64::MAX));
             for (kind, count) in &bin.parts {
                 self.layout.left[*kind] -= count * times;
             }
