@@ -131,7 +131,9 @@ impl Replica {
                     stopping.killed_at = Some(now.boot);
                 }
             }
-            Step::Start { .. } | Step::Delete | Step::Release => {}
+            // However it ends, what was made can no longer be counted on: wanted again, the replica is prepared anew.
+            Step::Release => self.belief.prepared = None,
+            Step::Start { .. } | Step::Delete => {}
         }
         self.in_flight = Some(step);
         self.cancelled = false;
