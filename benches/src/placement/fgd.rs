@@ -232,17 +232,19 @@ pub(crate) fn ours_online(harness: &Harness, trace: &Prepared, size: Size, weigh
     })
 }
 
+/// Columns of what ours gains over FGD.
+const GAIN: [&str; 7] = [
+    "trace",
+    "FGD at 100 %",
+    "ours at 100 %",
+    "gain",
+    "FGD at 130 %",
+    "ours at 130 %",
+    "gain",
+];
+
 fn online(harness: &Harness, prepared: &[Prepared], fgd: &[Pair], outcome: &mut Outcome) {
-    let columns = [
-        "trace",
-        "FGD at 100 %",
-        "ours at 100 %",
-        "gain",
-        "FGD at 130 %",
-        "ours at 130 %",
-        "gain",
-    ];
-    let mut table = Table::new("Ours online: one by one, no moves, no lookahead", &columns);
+    let mut table = Table::new("Ours online: one by one, no moves, no lookahead", &GAIN);
     let mut times = Table::new(
         "Time of a decision (first seed of the first order): with the indexes brought up to date between decisions, and within them",
         &[
@@ -345,18 +347,9 @@ fn micros(time: Duration) -> String {
 
 /// Variations of the default trace: whether the same weights serve them too.
 fn stand_ins(harness: &Harness, folder: &Path, outcome: &mut Outcome) -> anyhow::Result<()> {
-    let columns = [
-        "trace",
-        "FGD at 100 %",
-        "ours at 100 %",
-        "gain",
-        "FGD at 130 %",
-        "ours at 130 %",
-        "gain",
-    ];
     let mut table = Table::new(
         "Stand-ins for further traces of the family (made from default, up to 3 seeds)",
-        &columns,
+        &GAIN,
     );
     let default = trace::trace(folder, "default", &harness.models)?;
     let specs = trace::trace(folder, "gpuspec10", &harness.models)?;

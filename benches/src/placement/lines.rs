@@ -1,6 +1,8 @@
 //! A picture of lines, for the report.
 
 use anyhow::anyhow;
+use plotters::coord::Shift;
+use plotters::coord::ranged1d::ValueFormatter;
 use plotters::prelude::*;
 
 /// A line and what it is called.
@@ -22,47 +24,17 @@ const COLOURS: [RGBColor; 8] = [
 
 /// Draws lines over shared axes; the text of the SVG.
 pub(crate) fn draw(title: &str, across: &str, up: &str, lines: &[Line]) -> anyhow::Result<String> {
-    let points = || lines.iter().flat_map(|line| &line.points);
-    let range = |pick: fn(&(f64, f64)) -> f64| {
-        let (low, high) = points()
-            .map(pick)
-            .fold((f64::MAX, f64::MIN), |(low, high), value| {
-                (low.min(value), high.max(value))
-            });
+    let (x, y) = ranges(title, lines)?;
+    let widened = |(low, high): (f64, f64)| {
         let margin = ((high - low) * 0.04).max(1e-9);
         (low - margin)..(high + margin)
     };
-    if points().next().is_none() {
-        return Err(anyhow!("a picture without points: {title}"));
-    }
     let mut svg = String::new();
     {
-        let area = SVGBackend::with_string(&mut svg, (860, 480)).into_drawing_area();
+        let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         area.fill(&WHITE)?;
-        let mut chart = ChartBuilder::on(&area)
-            .caption(title, ("sans-serif", 18))
-            .margin(12)
-            .x_label_area_size(40)
-            .y_label_area_size(70)
-            .build_cartesian_2d(range(|point| point.0), range(|point| point.1))?;
-        chart
-            .configure_mesh()
-            .x_desc(across)
-            .y_desc(up)
-            .light_line_style(TRANSPARENT)
-            .draw()?;
-        for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
-            let style = colour.stroke_width(2);
-            chart
-                .draw_series(LineSeries::new(line.points.iter().copied(), style))?
-                .label(line.name.as_str())
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
-        }
-        chart
-            .configure_series_labels()
-            .background_style(WHITE.mix(0.85))
-            .border_style(BLACK.mix(0.3))
-            .draw()?;
+        let mut chart = frame(&area, title).build_cartesian_2d(widened(x), widened(y))?;
+        fill(&mut chart, (across, up), lines, SeriesLabelPosition::MiddleRight)?;
         area.present()?;
     }
     Ok(svg)
@@ -70,6 +42,23 @@ pub(crate) fn draw(title: &str, across: &str, up: &str, lines: &[Line]) -> anyho
 
 /// Draws lines over shared logarithmic axes; the text of the SVG. Every coordinate is above zero.
 pub(crate) fn draw_log(title: &str, across: &str, up: &str, lines: &[Line]) -> anyhow::Result<String> {
+    let (x, y) = ranges(title, lines)?;
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        area.fill(&WHITE)?;
+        let mut chart = frame(&area, title)
+            .build_cartesian_2d((x.0..x.1 * 1.1).log_scale(), (y.0 / 1.5..y.1 * 1.5).log_scale())?;
+        fill(&mut chart, (across, up), lines, SeriesLabelPosition::UpperLeft)?;
+        area.present()?;
+    }
+    Ok(svg)
+}
+
+const SIZE: (u32, u32) = (860, 480);
+
+/// Least and most of both coordinates.
+fn ranges(title: &str, lines: &[Line]) -> anyhow::Result<((f64, f64), (f64, f64))> {
     let range = |pick: fn(&(f64, f64)) -> f64| {
         let points = lines.iter().flat_map(|line| &line.points).map(pick);
         points.fold((f64::MAX, f64::MIN), |(low, high), value| {
@@ -80,36 +69,51 @@ pub(crate) fn draw_log(title: &str, across: &str, up: &str, lines: &[Line]) -> a
     if x.0 > x.1 {
         return Err(anyhow!("a picture without points: {title}"));
     }
-    let mut svg = String::new();
-    {
-        let area = SVGBackend::with_string(&mut svg, (860, 480)).into_drawing_area();
-        area.fill(&WHITE)?;
-        let mut chart = ChartBuilder::on(&area)
-            .caption(title, ("sans-serif", 18))
-            .margin(12)
-            .x_label_area_size(40)
-            .y_label_area_size(70)
-            .build_cartesian_2d((x.0..x.1 * 1.1).log_scale(), (y.0 / 1.5..y.1 * 1.5).log_scale())?;
+    Ok((x, y))
+}
+
+fn frame<'a, 'b>(
+    area: &'a DrawingArea<SVGBackend<'b>, Shift>,
+    title: &str,
+) -> ChartBuilder<'a, 'b, SVGBackend<'b>> {
+    let mut builder = ChartBuilder::on(area);
+    builder
+        .caption(title, ("sans-serif", 18))
+        .margin(12)
+        .x_label_area_size(40)
+        .y_label_area_size(70);
+    builder
+}
+
+/// Draws the axes, the lines and their names.
+fn fill<'a, 'b: 'a, X, Y>(
+    chart: &mut ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, Y>>,
+    (across, up): (&str, &str),
+    lines: &[Line],
+    names: SeriesLabelPosition,
+) -> anyhow::Result<()>
+where
+    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    chart
+        .configure_mesh()
+        .x_desc(across)
+        .y_desc(up)
+        .light_line_style(TRANSPARENT)
+        .draw()?;
+    for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
+        let style = colour.stroke_width(2);
         chart
-            .configure_mesh()
-            .x_desc(across)
-            .y_desc(up)
-            .light_line_style(TRANSPARENT)
-            .draw()?;
-        for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
-            let style = colour.stroke_width(2);
-            chart
-                .draw_series(LineSeries::new(line.points.iter().copied(), style))?
-                .label(line.name.as_str())
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
-        }
-        chart
-            .configure_series_labels()
-            .background_style(WHITE.mix(0.85))
-            .border_style(BLACK.mix(0.3))
-            .position(SeriesLabelPosition::UpperLeft)
-            .draw()?;
-        area.present()?;
+            .draw_series(LineSeries::new(line.points.iter().copied(), style))?
+            .label(line.name.as_str())
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
     }
-    Ok(svg)
+    chart
+        .configure_series_labels()
+        .background_style(WHITE.mix(0.85))
+        .border_style(BLACK.mix(0.3))
+        .position(names)
+        .draw()?;
+    Ok(())
 }
