@@ -9,8 +9,10 @@
 //! | [`cluster`] | clusters, capacity groups, tokens, the capacity plan |
 //! | [`container`] | containers and their replicas |
 //! | [`node`] | register, heartbeat, posted events, machines |
+//! | [`aggregate`] | sums over all clusters |
 //! | [`operator`] | Berth's additions: list of clusters, replicas, logs |
 
+pub mod aggregate;
 pub mod cluster;
 pub mod container;
 mod contradiction;

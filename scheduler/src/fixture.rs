@@ -350,6 +350,7 @@ impl Town {
             is_linked: true,
             accepted: node.accepted,
             replicas: node.running.clone(),
+            http: BTreeMap::new(),
             unlisted: BTreeSet::new(),
             health: MachineHealth::default(),
         };

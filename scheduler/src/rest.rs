@@ -6,6 +6,7 @@
 //! The raw path is split first and each segment decoded afterwards, because a cluster id may contain slashes. Every
 //! answer is JSON and carries `x-request-id`; an input with faults is answered with all of them and changes nothing.
 
+mod aggregate;
 mod auth;
 mod clusters;
 mod containers;
@@ -15,6 +16,7 @@ mod nodes;
 mod operator;
 mod plans;
 mod request;
+mod rollup;
 mod view;
 
 use std::net::SocketAddr;
@@ -53,6 +55,7 @@ impl Api {
             .merge(cluster_routes())
             .merge(container_routes())
             .merge(event_routes())
+            .merge(aggregate_routes())
             .route("/register", post(nodes::register))
             .route("/heartbeat", post(nodes::heartbeat))
             .route("/batch/heartbeat", post(nodes::batch_heartbeat))
@@ -126,6 +129,14 @@ fn event_routes() -> Router<Api> {
             "/clusters/{cluster}/capacity-groups/{group}/events",
             get(machines::group_events),
         )
+}
+
+fn aggregate_routes() -> Router<Api> {
+    Router::new()
+        .route("/aggregate/overview", get(aggregate::overview))
+        .route("/aggregate/attention", get(aggregate::attention))
+        .route("/aggregate/containers/{container}", get(aggregate::container))
+        .route("/aggregate/machines", get(aggregate::machines))
 }
 
 /// Serves until `stop`, then lets the requests in flight end.

@@ -106,7 +106,7 @@ fn stopped_message(container: &Container) -> Option<String> {
     since.map(|(what, at)| format!("it was {what} at {at}"))
 }
 
-fn unplaced_message(world: &World, container: &Container) -> String {
+pub(crate) fn unplaced_message(world: &World, container: &Container) -> String {
     let count = container.unplaced;
     match why_unplaced(world, &container.spec.name) {
         Some(unplaced) => format!("{count} replicas have no place: {unplaced}"),

@@ -475,6 +475,12 @@ fn take_heartbeat(draft: &mut Draft<'_>, heartbeat: Heartbeat) -> Result<(), Ref
         .filter(|id| !listed.contains(*id))
         .cloned()
         .collect();
+    observed.http = heartbeat
+        .replicas
+        .iter()
+        .filter(|(id, _)| listed.contains(*id))
+        .filter_map(|(id, metrics)| Some((id.clone(), metrics.http.clone()?)))
+        .collect();
     observed.replicas = heartbeat
         .replicas
         .iter()

@@ -121,6 +121,7 @@ fn observed(world: &World) -> Observed {
             is_linked: true,
             accepted: Some((1, u64::MAX)),
             replicas: replicas.collect(),
+            http: BTreeMap::new(),
             unlisted: std::collections::BTreeSet::new(),
             health: MachineHealth::default(),
         };

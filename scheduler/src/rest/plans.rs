@@ -91,7 +91,7 @@ fn limit(pairs: &Pairs) -> Result<Limit, ApiError> {
     Ok(limit)
 }
 
-fn group(world: &World, outlook: &Outlook) -> Option<GroupPlan> {
+pub(super) fn group(world: &World, outlook: &Outlook) -> Option<GroupPlan> {
     let zones = outlook.zones.iter().map(|zone| ZoneRequirement {
         zone: zone.zone.clone(),
         current_machines: zone.running,

@@ -24,7 +24,7 @@ fn count(len: usize) -> u64 {
 }
 
 /// Containers that are not being deleted.
-fn declared(world: &World) -> impl Iterator<Item = &Container> {
+pub(super) fn declared(world: &World) -> impl Iterator<Item = &Container> {
     world
         .containers()
         .values()
@@ -127,7 +127,7 @@ fn machine(machine: &Machine, observed: &Observed) -> MachineSummary {
 }
 
 /// On the wire a message is only for what fails.
-fn state(world: &World, observed: &Observed, name: &ContainerName) -> ContainerState {
+pub(super) fn state(world: &World, observed: &Observed, name: &ContainerName) -> ContainerState {
     let state = container_state(world, observed, name).unwrap_or_default();
     let message = state.message.filter(|_| state.status == ContainerStatus::Failing);
     ContainerState { message, ..state }
@@ -156,7 +156,7 @@ pub(super) fn containers(world: &World, observed: &Observed) -> Vec<ContainerSum
 }
 
 /// The last word about a replica of a silent machine is not the present.
-fn is_running(world: &World, observed: &Observed, replica: &Replica) -> bool {
+pub(super) fn is_running(world: &World, observed: &Observed, replica: &Replica) -> bool {
     let is_heard = world
         .machine(&replica.machine_id)
         .is_some_and(|machine| machine.health != MachineHealthState::Unhealthy);
@@ -185,7 +185,7 @@ pub(super) fn container(
     })
 }
 
-fn replica_info(world: &World, observed: &Observed, replica: &Replica) -> ReplicaInfo {
+pub(super) fn replica_info(world: &World, observed: &Observed, replica: &Replica) -> ReplicaInfo {
     let said = observed.status(replica);
     let has_check = world.spec_of(replica).health_check.is_some();
     let healthy = !has_check || observed.readiness(world, replica) == Readiness::Ready;
@@ -218,7 +218,7 @@ fn metrics(
         memory_usage_percent: percent(usage.memory.get(), resources.memory.desired.get()),
         healthy,
         last_updated,
-        http: None,
+        http: observed.http(replica).cloned(),
     })
 }
 

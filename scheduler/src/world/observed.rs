@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use berth_api::id::{MachineId, ReplicaId};
 use berth_api::machine::MachineHealth;
 use berth_api::replica::{Phase, ReplicaStatus};
+use berth_api::rest::node::HttpMetrics;
 use berth_api::time::Timestamp;
 
 use super::{Replica, World};
@@ -42,6 +43,8 @@ pub struct ObservedMachine {
     pub accepted: Option<(u64, u64)>,
     /// Every replica of its last whole status.
     pub replicas: BTreeMap<ReplicaId, ReplicaStatus>,
+    /// The HTTP traffic of those replicas that serve it and whose node counts it.
+    pub http: BTreeMap<ReplicaId, HttpMetrics>,
     /// What runs there and is in no accepted set.
     pub unlisted: BTreeSet<ReplicaId>,
     pub health: MachineHealth,
@@ -74,6 +77,15 @@ impl Observed {
             .replicas
             .get(&replica.replica_id)
             .filter(|status| status.phase != Phase::Gone)
+    }
+
+    /// The last word of its own machine about a replica's HTTP traffic.
+    #[must_use]
+    pub fn http(&self, replica: &Replica) -> Option<&HttpMetrics> {
+        self.machines
+            .get(&replica.machine_id)?
+            .http
+            .get(&replica.replica_id)
     }
 
     /// Whether a replica serves, by the last word of its machine; on an unhealthy machine it does not.

@@ -3,6 +3,7 @@
 //!
 //! `bad_input` holds the answers to everything that is refused: one clear error with all faults, and nothing changed.
 
+mod aggregates;
 mod bad_input;
 mod containers;
 mod events;
