@@ -17,6 +17,16 @@
 //! | `capacity.low_for_seconds` | for how long so little must have been used | 600 | up to 604800 |
 //! | `capacity.pause_seconds` | from a change of a wish to the next one downwards | 600 | up to 604800 |
 //! | `capacity.boot_max_seconds` | a machine registered for longer and never heard is not waited for | 900 | 1 to 86400 |
+//!
+//! `[[platform_issuers]]`, any number of them, are keys of others whose platform tokens are accepted beside our own:
+//!
+//! | key | meaning | default | bounds |
+//! | --- | --- | --- | --- |
+//! | `issuer` | what `iss` must be | none, required | not `berth-scheduler`, 1 to 512 bytes |
+//! | `audience` | what `aud` must be or hold | `berth-platform` | 1 to 512 bytes |
+//! | `algorithm` | `EdDSA` or `HS256` | none, required | |
+//! | `key_file` | Ed25519 public key in PEM, or the secret of HS256 | none, required | absolute; a secret has at least 32 bytes |
+//! | `key_id` | `kid` of the tokens that the key verifies | none: any | 1 to 128 bytes |
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -27,6 +37,7 @@ use serde::Deserialize;
 
 use crate::capacity::Thresholds;
 use crate::liveness::Limits;
+use crate::platform::{PLATFORM_AUDIENCE, PLATFORM_ISSUER, SigningAlgorithm, TrustedIssuer};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -47,6 +58,7 @@ pub struct Config {
     pub heartbeat: Duration,
     pub log_format: LogFormat,
     pub limits: Limits,
+    pub platform_issuers: Vec<TrustedIssuer>,
 }
 
 /// Why a configuration cannot be used.
@@ -76,6 +88,24 @@ struct File {
     limits: FileLimits,
     #[serde(default)]
     capacity: FileCapacity,
+    #[serde(default)]
+    platform_issuers: Vec<FileIssuer>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileIssuer {
+    issuer: String,
+    #[serde(default = "default_audience")]
+    audience: String,
+    algorithm: SigningAlgorithm,
+    key_file: PathBuf,
+    #[serde(default)]
+    key_id: Option<String>,
+}
+
+fn default_audience() -> String {
+    PLATFORM_AUDIENCE.to_owned()
 }
 
 #[derive(Deserialize)]
@@ -139,7 +169,7 @@ fn default_heartbeat_ms() -> u64 {
 }
 
 /// Keys of the file, for the list of unknown ones.
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 9] = [
     "data_dir",
     "listen",
     "link_listen",
@@ -148,6 +178,7 @@ const KEYS: [&str; 8] = [
     "log_format",
     "limits",
     "capacity",
+    "platform_issuers",
 ];
 const LIMIT_KEYS: [&str; 4] = [
     "unhealthy_after_seconds",
@@ -177,6 +208,7 @@ impl Config {
             heartbeat: Duration::from_millis(default_heartbeat_ms()),
             log_format: LogFormat::default(),
             limits: Limits::default(),
+            platform_issuers: Vec::new(),
         }
     }
 
@@ -249,7 +281,47 @@ impl Config {
                     boot_max_ms: milliseconds(file.capacity.boot_max_seconds),
                 },
             },
+            platform_issuers: file.platform_issuers.into_iter().map(trusted).collect(),
         })
+    }
+}
+
+fn trusted(issuer: FileIssuer) -> TrustedIssuer {
+    TrustedIssuer {
+        issuer: issuer.issuer,
+        audience: issuer.audience,
+        algorithm: issuer.algorithm,
+        key_file: issuer.key_file,
+        key_id: issuer.key_id,
+    }
+}
+
+fn check_issuers(issuers: &[FileIssuer], require: &mut impl FnMut(bool, &str, String)) {
+    for (index, issuer) in issuers.iter().enumerate() {
+        let path = |name: &str| format!("platform_issuers[{index}].{name}");
+        require(
+            (1..=512).contains(&issuer.issuer.len()) && issuer.issuer != PLATFORM_ISSUER,
+            &path("issuer"),
+            format!("must have 1 to 512 bytes and not be {PLATFORM_ISSUER}, whose keys lie in data_dir"),
+        );
+        require(
+            (1..=512).contains(&issuer.audience.len()),
+            &path("audience"),
+            "must have 1 to 512 bytes".into(),
+        );
+        require(
+            issuer.key_file.is_absolute(),
+            &path("key_file"),
+            format!("{:?} is not an absolute path", issuer.key_file),
+        );
+        require(
+            issuer
+                .key_id
+                .as_ref()
+                .is_none_or(|id| (1..=128).contains(&id.len())),
+            &path("key_id"),
+            "must have 1 to 128 bytes".into(),
+        );
     }
 }
 
@@ -333,6 +405,7 @@ fn check(file: &File, faults: &mut Vec<Fault>) {
         "must be at least replace_after_seconds".into(),
     );
     check_capacity(&file.capacity, &mut require);
+    check_issuers(&file.platform_issuers, &mut require);
 }
 
 /// A week: whoever wants a group never to shrink raises its minimum.
@@ -426,6 +499,18 @@ mod tests {
             (capacity.high_percent, capacity.low_percent, capacity.low_for_ms),
             (100, 70, 30_000)
         );
+    }
+
+    #[test]
+    fn keys_of_other_issuers_are_read_and_their_faults_listed() {
+        let text = "data_dir = \"/d\"\n[[platform_issuers]]\nissuer = \"https://id.example\"\n\
+                    algorithm = \"EdDSA\"\nkey_file = \"/etc/berth/id.pem\"\n";
+        let config = Config::parse(text).unwrap();
+        assert_eq!(config.platform_issuers[0].audience, PLATFORM_AUDIENCE);
+        let text = "data_dir = \"/d\"\n[[platform_issuers]]\nissuer = \"berth-scheduler\"\nkey_id = \"\"\n\
+                    algorithm = \"HS256\"\nkey_file = \"secret\"\n";
+        assert_eq!(Config::parse(text).unwrap_err().list().len(), 3);
+        assert!(Config::parse(&text.replace("HS256", "none")).is_err());
     }
 
     #[test]

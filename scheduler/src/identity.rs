@@ -1,5 +1,5 @@
 //! Who the scheduler is and how it knows others: its certificate authority, its server certificate, the certificates it
-//! gives to machines, and the key of platform tokens.
+//! gives to machines, and the keys of platform tokens ([`crate::platform`]).
 //!
 //! Files in the data directory, made at the first start: `ca.key` and `platform.key` (only for this user), `ca.pem`
 //! (for everybody: nodes pin it). The server's own key and certificate are made anew at each start and never stored.
@@ -15,13 +15,15 @@ use std::time::Duration;
 
 use berth_api::id::{ClusterId, MachineId};
 use berth_api::time::Timestamp;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ED25519,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
-use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::platform::{
+    InvalidPlatformToken, PLATFORM_TOKEN_LIFETIME, PlatformCaller, PlatformKeys, TrustedIssuer,
+};
 
 /// A machine's certificate lasts this long; it is renewed at two thirds.
 pub const MACHINE_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -30,10 +32,6 @@ const CLOCK_ERROR_MAX: Duration = Duration::from_secs(3600);
 const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// The server's certificate is renewed at each start; a process that runs longer must be started again.
 const SERVER_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(825 * 24 * 3600);
-/// A platform token lasts this long.
-pub const PLATFORM_TOKEN_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
-const PLATFORM_ISSUER: &str = "berth-scheduler";
-const PLATFORM_AUDIENCE: &str = "berth-platform";
 
 /// Why identities cannot be had or made.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +48,13 @@ pub enum IdentityError {
     Certificate(&'static str, #[source] rcgen::Error),
     #[error("the key of platform tokens cannot be used")]
     PlatformKey(#[source] jsonwebtoken::errors::Error),
+    #[error("{path} holds no Ed25519 public key in PEM")]
+    IssuerKey {
+        path: PathBuf,
+        source: jsonwebtoken::errors::Error,
+    },
+    #[error("{path} holds {found} bytes, or a PEM key; a secret of HS256 is at least 32 bytes and no key")]
+    IssuerSecret { path: PathBuf, found: usize },
 }
 
 /// Why a certificate signing request is not signed.
@@ -64,11 +69,6 @@ pub enum SigningError {
     #[error("the certificate cannot be signed")]
     Signing(#[source] rcgen::Error),
 }
-
-/// Why a platform token is not accepted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the platform token is not valid; print one with `berth-scheduler token platform`")]
-pub struct InvalidPlatformToken;
 
 /// What a machine's certificate says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,8 +102,7 @@ impl std::fmt::Debug for ServerCertificate {
 pub struct Identity {
     ca_pem: String,
     issuer: Issuer<'static, KeyPair>,
-    platform_encoding: EncodingKey,
-    platform_decoding: DecodingKey,
+    platform: PlatformKeys,
 }
 
 /// Without the keys: they never reach a log.
@@ -113,36 +112,31 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct PlatformClaims {
-    iss: String,
-    aud: String,
-    sub: String,
-    iat: u64,
-    exp: u64,
-}
-
 impl Identity {
     /// Reads the keys of the data directory, making those that are not there.
     ///
     /// # Errors
     /// When a file cannot be read or written, or is no key.
     pub fn open(data_dir: &Path) -> Result<Self, IdentityError> {
+        Self::open_trusting(data_dir, &[])
+    }
+
+    /// As [`Identity::open`], and accepts the platform tokens of `issuers` besides.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written, or is no key.
+    pub fn open_trusting(data_dir: &Path, issuers: &[TrustedIssuer]) -> Result<Self, IdentityError> {
         std::fs::create_dir_all(data_dir).map_err(|source| IdentityError::File {
             operation: "make the data directory",
             path: data_dir.into(),
             source,
         })?;
         let (ca_pem, issuer) = open_ca(data_dir)?;
-        let platform_key = open_key(&data_dir.join("platform.key"), &PKCS_ED25519)?;
-        let platform_encoding = EncodingKey::from_ed_pem(platform_key.serialize_pem().as_bytes())
-            .map_err(IdentityError::PlatformKey)?;
-        let platform_decoding = DecodingKey::from_ed_der(platform_key.public_key_raw());
+        let platform = PlatformKeys::open(data_dir, issuers)?;
         Ok(Self {
             ca_pem,
             issuer,
-            platform_encoding,
-            platform_decoding,
+            platform,
         })
     }
 
@@ -217,30 +211,28 @@ impl Identity {
     /// # Errors
     /// When the key cannot sign.
     pub fn platform_token(&self, now: Timestamp) -> Result<String, IdentityError> {
-        let issued_at = now.millis() / 1000;
-        let claims = PlatformClaims {
-            iss: PLATFORM_ISSUER.into(),
-            aud: PLATFORM_AUDIENCE.into(),
-            sub: "platform".into(),
-            iat: issued_at,
-            exp: issued_at + PLATFORM_TOKEN_LIFETIME.as_secs(),
-        };
-        jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.platform_encoding)
-            .map_err(IdentityError::PlatformKey)
+        self.platform_token_for("platform", PLATFORM_TOKEN_LIFETIME, now)
     }
 
-    /// Accepts a platform token that this scheduler made and that has not run out.
+    /// A token for cluster management in the name of `subject`.
     ///
     /// # Errors
-    /// When it is anything else.
-    pub fn check_platform_token(&self, token: &str) -> Result<(), InvalidPlatformToken> {
-        let mut validation = Validation::new(Algorithm::EdDSA);
-        validation.set_issuer(&[PLATFORM_ISSUER]);
-        validation.set_audience(&[PLATFORM_AUDIENCE]);
-        validation.set_required_spec_claims(&["exp", "iss", "aud"]);
-        jsonwebtoken::decode::<PlatformClaims>(token, &self.platform_decoding, &validation)
-            .map(drop)
-            .map_err(|_| InvalidPlatformToken)
+    /// When the key cannot sign.
+    pub fn platform_token_for(
+        &self,
+        subject: &str,
+        lifetime: Duration,
+        now: Timestamp,
+    ) -> Result<String, IdentityError> {
+        self.platform.issue(subject, lifetime, now)
+    }
+
+    /// Who a platform token stands for.
+    ///
+    /// # Errors
+    /// With the reason, when it is not to be accepted.
+    pub fn check_platform_token(&self, token: &str) -> Result<PlatformCaller, InvalidPlatformToken> {
+        self.platform.check(token)
     }
 }
 
@@ -298,7 +290,10 @@ fn open_ca(data_dir: &Path) -> Result<(String, Issuer<'static, KeyPair>), Identi
     Ok((ca_pem, issuer))
 }
 
-fn open_key(path: &Path, algorithm: &'static rcgen::SignatureAlgorithm) -> Result<KeyPair, IdentityError> {
+pub(crate) fn open_key(
+    path: &Path,
+    algorithm: &'static rcgen::SignatureAlgorithm,
+) -> Result<KeyPair, IdentityError> {
     let fault = |error| IdentityError::Certificate("a key of the data directory cannot be used", error);
     if !path.exists() {
         let key = KeyPair::generate_for(algorithm).map_err(fault)?;
@@ -307,7 +302,7 @@ fn open_key(path: &Path, algorithm: &'static rcgen::SignatureAlgorithm) -> Resul
     KeyPair::from_pkcs8_pem_and_sign_algo(&read(path)?, algorithm).map_err(fault)
 }
 
-fn read(path: &Path) -> Result<String, IdentityError> {
+pub(crate) fn read(path: &Path) -> Result<String, IdentityError> {
     std::fs::read_to_string(path).map_err(|source| IdentityError::File {
         operation: "read",
         path: path.into(),
@@ -316,7 +311,7 @@ fn read(path: &Path) -> Result<String, IdentityError> {
 }
 
 /// Writes a file so that after a crash it is there whole or not at all.
-fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<(), IdentityError> {
+pub(crate) fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<(), IdentityError> {
     let unfinished = path.with_extension("new");
     let write = || -> std::io::Result<()> {
         let mut file = OpenOptions::new()
@@ -367,7 +362,7 @@ mod tests {
         let second = Identity::open(&dir).unwrap();
         assert_eq!(first.ca_pem(), second.ca_pem());
         let token = first.platform_token(Timestamp::now()).unwrap();
-        assert_eq!(second.check_platform_token(&token), Ok(()));
+        assert!(second.check_platform_token(&token).is_ok());
         for (file, mode) in [("ca.key", 0o600), ("platform.key", 0o600), ("ca.pem", 0o644)] {
             let found = dir.join(file).metadata().unwrap().permissions().mode();
             assert_eq!(found & 0o777, mode, "{file}");
@@ -424,7 +419,7 @@ mod tests {
             .platform_token(Timestamp::from_millis(1_000_000))
             .unwrap();
         for token in [foreign.as_str(), old.as_str(), "", "hm_x"] {
-            assert_eq!(identity.check_platform_token(token), Err(InvalidPlatformToken));
+            assert!(identity.check_platform_token(token).is_err(), "{token}");
         }
     }
 }

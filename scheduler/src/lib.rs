@@ -24,6 +24,7 @@ pub mod identity;
 pub mod link;
 pub mod liveness;
 pub mod placement;
+pub mod platform;
 pub mod reconcile;
 pub mod refusal;
 pub mod repack;

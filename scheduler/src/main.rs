@@ -4,12 +4,14 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use berth_api::time::Timestamp;
 use berth_scheduler::Scheduler;
 use berth_scheduler::config::{Config, LogFormat};
 use berth_scheduler::identity::Identity;
+use berth_scheduler::platform::{self, PLATFORM_TOKEN_LIFETIME_MAX};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -39,8 +41,18 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum Token {
-    /// A platform token (cluster management), valid for 30 days.
-    Platform,
+    /// A platform token (cluster management).
+    Platform {
+        /// How long it is valid: a number and s, m, h or d, at most 366d.
+        #[arg(long, default_value = "30d", value_parser = lifetime)]
+        ttl: Duration,
+        /// Whom it stands for; the audit log names it.
+        #[arg(long, default_value = "platform", value_parser = subject)]
+        subject: String,
+    },
+    /// Make a new signing key of platform tokens. Tokens of the present one stay valid until they expire, or until its file in
+    /// platform-retired/ is removed. Start the scheduler again afterwards.
+    RotatePlatformKey,
 }
 
 #[expect(clippy::print_stderr, reason = "the log may not be set up yet")]
@@ -70,14 +82,51 @@ fn run() -> anyhow::Result<()> {
         .map_err(|_| anyhow::anyhow!("a TLS provider is already installed"))?;
     match arguments.command {
         Some(Command::Token {
-            kind: Token::Platform,
+            kind: Token::Platform { ttl, subject },
         }) => {
             let identity = Identity::open(&config.data_dir)?;
-            println!("{}", identity.platform_token(Timestamp::now())?);
+            println!(
+                "{}",
+                identity.platform_token_for(&subject, ttl, Timestamp::now())?
+            );
+            Ok(())
+        }
+        Some(Command::Token {
+            kind: Token::RotatePlatformKey,
+        }) => {
+            let (old, new) = platform::rotate(&config.data_dir)?;
+            println!("key {new} signs from the next start on; tokens of key {old} stay valid");
             Ok(())
         }
         None => serve(config),
     }
+}
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no lifetime; write for example 12h, from 1s to 366d");
+    let (number, unit) = text
+        .split_at_checked(text.len().saturating_sub(1))
+        .ok_or_else(wrong)?;
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let lifetime = Duration::from_secs(number.saturating_mul(unit));
+    if lifetime.is_zero() || lifetime > PLATFORM_TOKEN_LIFETIME_MAX {
+        return Err(wrong());
+    }
+    Ok(lifetime)
+}
+
+fn subject(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > 256 || text.chars().any(char::is_control) {
+        return Err("write 1 to 256 bytes without control characters".into());
+    }
+    Ok(text.to_owned())
 }
 
 fn serve(config: Config) -> anyhow::Result<()> {
@@ -107,4 +156,28 @@ fn serve(config: Config) -> anyhow::Result<()> {
         running.shutdown().await;
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lifetimes_have_a_unit_and_a_bound() {
+        assert_eq!(lifetime("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(lifetime("366d"), Ok(PLATFORM_TOKEN_LIFETIME_MAX));
+        for text in [
+            "",
+            "d",
+            "0s",
+            "367d",
+            "-1d",
+            "1w",
+            "1.5h",
+            "1ä",
+            "99999999999999999999d",
+        ] {
+            assert!(lifetime(text).is_err(), "{text}");
+        }
+    }
 }

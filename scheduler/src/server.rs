@@ -82,7 +82,10 @@ impl Scheduler {
     /// # Errors
     /// As [`Scheduler::start`].
     pub async fn start_on(store: Arc<dyn Store>, config: Config) -> Result<Running, StartError> {
-        let identity = Arc::new(Identity::open(&config.data_dir)?);
+        let identity = Arc::new(Identity::open_trusting(
+            &config.data_dir,
+            &config.platform_issuers,
+        )?);
         let tokens = Arc::new(Tokens::open(&config.data_dir)?);
         let certificate = identity.server_certificate(&config.link_names)?;
         let scheduler = Scheduler::load(store, config.limits, identity).await?;

@@ -10,6 +10,7 @@ use super::Api;
 use super::request::{ApiError, Segments};
 use crate::cluster::ClusterHandle;
 use crate::entry::TokenKind;
+use crate::platform::InvalidPlatformToken;
 use crate::refusal::{Class, Refused};
 use crate::tokens::kind_of;
 
@@ -116,10 +117,12 @@ fn bearer(headers: &HeaderMap) -> Result<String, ApiError> {
 /// `hint`, the cluster that the request is about, spares the search through all of them.
 fn identify(api: &Api, token: &str, hint: Option<&ClusterId>) -> Result<Identity, ApiError> {
     let Some(kind) = kind_of(token) else {
-        return if api.scheduler.identity().check_platform_token(token).is_ok() {
-            Ok(Identity::Platform)
-        } else {
-            Err(unknown())
+        return match api.scheduler.identity().check_platform_token(token) {
+            Ok(_) => Ok(Identity::Platform),
+            Err(InvalidPlatformToken::Unknown) => Err(unknown()),
+            Err(refusal) => Err(unauthenticated(&format!(
+                "the platform token is not accepted: {refusal}"
+            ))),
         };
     };
     let is_of = |handle: &ClusterHandle| {

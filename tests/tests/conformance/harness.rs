@@ -131,6 +131,7 @@ fn config(dir: &Path) -> Config {
         heartbeat: Duration::from_secs(2),
         log_format: LogFormat::Text,
         limits: Limits::default(),
+        platform_issuers: Vec::new(),
     }
 }
 
