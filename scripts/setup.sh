@@ -20,6 +20,7 @@ run|mkfs.ext4|e2fsprogs|makes the ephemeral file systems
 run|nsenter|util-linux|enters a machine's network
 run|jq|jq|lets the demo read the programs' JSON
 demo|mmdebstrap|mmdebstrap|makes the PostgreSQL image of the demo
+test|etcd|etcd-server|the store of high availability, and what kills it, in tests
 test|docker-registry|docker-registry|the registry that images are pulled from in tests
 test|busybox|busybox-static|a shell for test containers
 LIST
@@ -62,9 +63,12 @@ if [ ${#missing[@]} -gt 0 ]; then
     exit 1
   }
   rm -f "$log"
-  # The tests start a registry of their own; the packaged service would only hold its port.
+  # The tests start a registry and etcd of their own; the packaged services would only hold their ports.
   if [[ " ${packages[*]} " == *" docker-registry "* ]] && [ -d /run/systemd/system ]; then
     "${sudo[@]}" systemctl disable --now docker-registry.service >/dev/null 2>&1 || true
+  fi
+  if [[ " ${packages[*]} " == *" etcd-server "* ]] && [ -d /run/systemd/system ]; then
+    "${sudo[@]}" systemctl disable --now etcd.service >/dev/null 2>&1 || true
   fi
 fi
 

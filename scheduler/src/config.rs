@@ -12,6 +12,10 @@
 //! | `limits.replace_after_seconds` | silence after which its stateless replicas are replaced | 30 | at least the one above |
 //! | `limits.freeze_percent` | nothing moves while more machines are unhealthy | 50 | 1 to 100 |
 //! | `limits.freeze_max_seconds` | a machine silent for longer holds up nothing | 900 | at least `replace_after_seconds` |
+//! | `store` | where clusters are kept: `sqlite`, or `etcd://host:port,host:port/prefix` for high availability | `sqlite` | 1 to 16 members |
+//! | `etcd.ca_file` | PEM of the authority of etcd's certificates; TLS is spoken when it is given | none | |
+//! | `etcd.cert_file`, `etcd.key_file` | PEM of the certificate and key with which the scheduler shows itself to etcd | none | together |
+//! | `etcd.user`, `etcd.password_file` | the etcd user, and the file with its password alone | none | together |
 //! | `capacity.high_percent` | above this utilisation a capacity group wants more machines; 100 is never | 90 | 2 to 100 |
 //! | `capacity.low_percent` | a group shrinks to machines that would be used up to this | 70 | 1 to below `high_percent` |
 //! | `capacity.low_for_seconds` | for how long so little must have been used | 600 | up to 604800 |
@@ -28,6 +32,8 @@
 //! | `key_file` | Ed25519 public key in PEM, or the secret of HS256 | none, required | absolute; a secret has at least 32 bytes |
 //! | `key_id` | `kid` of the tokens that the key verifies | none: any | 1 to 128 bytes |
 
+mod store;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,6 +44,8 @@ use serde::Deserialize;
 use crate::capacity::Thresholds;
 use crate::liveness::Limits;
 use crate::platform::{PLATFORM_AUDIENCE, PLATFORM_ISSUER, SigningAlgorithm, TrustedIssuer};
+
+pub use store::{EtcdAccess, EtcdChoice, StoreChoice};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -59,6 +67,7 @@ pub struct Config {
     pub log_format: LogFormat,
     pub limits: Limits,
     pub platform_issuers: Vec<TrustedIssuer>,
+    pub store: StoreChoice,
 }
 
 /// Why a configuration cannot be used.
@@ -88,6 +97,10 @@ struct File {
     limits: FileLimits,
     #[serde(default)]
     capacity: FileCapacity,
+    #[serde(default = "default_store")]
+    store: String,
+    #[serde(default)]
+    etcd: EtcdAccess,
     #[serde(default)]
     platform_issuers: Vec<FileIssuer>,
 }
@@ -164,12 +177,16 @@ fn default_link_names() -> Vec<String> {
     vec!["localhost".into(), "127.0.0.1".into()]
 }
 
+fn default_store() -> String {
+    "sqlite".into()
+}
+
 fn default_heartbeat_ms() -> u64 {
     2000
 }
 
 /// Keys of the file, for the list of unknown ones.
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 11] = [
     "data_dir",
     "listen",
     "link_listen",
@@ -179,6 +196,8 @@ const KEYS: [&str; 9] = [
     "limits",
     "capacity",
     "platform_issuers",
+    "store",
+    "etcd",
 ];
 const LIMIT_KEYS: [&str; 4] = [
     "unhealthy_after_seconds",
@@ -194,7 +213,11 @@ const CAPACITY_KEYS: [&str; 5] = [
     "boot_max_seconds",
 ];
 /// Tables of the file and their keys.
-const TABLES: [(&str, &[&str]); 2] = [("limits", &LIMIT_KEYS), ("capacity", &CAPACITY_KEYS)];
+const TABLES: [(&str, &[&str]); 3] = [
+    ("limits", &LIMIT_KEYS),
+    ("capacity", &CAPACITY_KEYS),
+    ("etcd", &store::ETCD_KEYS),
+];
 
 impl Config {
     /// The defaults, with everything kept under `data_dir`.
@@ -209,6 +232,7 @@ impl Config {
             log_format: LogFormat::default(),
             limits: Limits::default(),
             platform_issuers: Vec::new(),
+            store: StoreChoice::default(),
         }
     }
 
@@ -259,6 +283,22 @@ impl Config {
             }
         };
         check(&file, &mut faults);
+        let store = match StoreChoice::parse(&file.store, file.etcd.clone()) {
+            Ok(store) => store,
+            Err(problem) => {
+                faults.push(Fault {
+                    path: "store".into(),
+                    problem,
+                });
+                StoreChoice::default()
+            }
+        };
+        if store == StoreChoice::Sqlite && file.etcd != EtcdAccess::default() {
+            faults.push(Fault {
+                path: "etcd".into(),
+                problem: "is given, and store is not etcd://...".into(),
+            });
+        }
         Faults::check(faults)?;
         let milliseconds = |seconds: u64| seconds.saturating_mul(1000);
         Ok(Self {
@@ -268,6 +308,7 @@ impl Config {
             link_names: file.link_names,
             heartbeat: Duration::from_millis(file.heartbeat_ms),
             log_format: file.log_format,
+            store,
             limits: Limits {
                 unhealthy_after_ms: milliseconds(file.limits.unhealthy_after_seconds),
                 replace_after_ms: milliseconds(file.limits.replace_after_seconds),
@@ -406,6 +447,9 @@ fn check(file: &File, faults: &mut Vec<Fault>) {
     );
     check_capacity(&file.capacity, &mut require);
     check_issuers(&file.platform_issuers, &mut require);
+    for (path, problem) in file.etcd.faults() {
+        require(false, path, problem.into());
+    }
 }
 
 /// A week: whoever wants a group never to shrink raises its minimum.
@@ -478,6 +522,21 @@ mod tests {
                 "limits.freeze_percent"
             ]
         );
+    }
+
+    #[test]
+    fn the_store_is_read_with_its_faults() {
+        let text = "data_dir = \"/d\"\nstore = \"etcd://a:1,b:2/x\"\n[etcd]\nca_file = \"/ca\"\n";
+        let StoreChoice::Etcd(choice) = Config::parse(text).unwrap().store else {
+            panic!("it is etcd");
+        };
+        assert_eq!((choice.endpoints.len(), choice.prefix.as_str()), (2, "/x"));
+        let text = "data_dir = \"/d\"\nstore = \"sqlite\"\n[etcd]\ncert_file = \"/c\"\nport = 1\n";
+        let faults = Config::parse(text).unwrap_err();
+        let paths: Vec<&str> = faults.list().iter().map(|fault| fault.path.as_str()).collect();
+        assert_eq!(paths, ["etcd.port", "etcd.cert_file", "etcd.ca_file", "etcd"]);
+        let faults = Config::parse("data_dir = \"/d\"\nstore = \"mysql\"\n").unwrap_err();
+        assert_eq!(faults.list()[0].path, "store");
     }
 
     #[test]

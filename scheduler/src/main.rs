@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use berth_api::time::Timestamp;
 use berth_scheduler::Scheduler;
-use berth_scheduler::config::{Config, LogFormat};
+use berth_scheduler::config::{Config, EtcdAccess, LogFormat, StoreChoice};
 use berth_scheduler::identity::Identity;
 use berth_scheduler::platform::{self, PLATFORM_TOKEN_LIFETIME_MAX};
 use clap::{Parser, Subcommand};
@@ -23,6 +23,9 @@ struct Arguments {
     /// Configuration file.
     #[arg(long, env = "BERTH_SCHEDULER_CONFIG", global = true)]
     config: Option<PathBuf>,
+    /// Where clusters are kept: sqlite, or etcd://host:port,host:port/prefix. Stands above `store` of the file.
+    #[arg(long, env = "BERTH_SCHEDULER_STORE", value_name = "STORE")]
+    store: Option<String>,
     /// Check the configuration and exit.
     #[arg(long)]
     check: bool,
@@ -72,7 +75,15 @@ fn run() -> anyhow::Result<()> {
     let path = arguments
         .config
         .context("give the configuration file with --config FILE")?;
-    let config = Config::load(&path)?;
+    let mut config = Config::load(&path)?;
+    if let Some(store) = &arguments.store {
+        let access = match config.store {
+            StoreChoice::Etcd(choice) => choice.access,
+            StoreChoice::Sqlite => EtcdAccess::default(),
+        };
+        config.store = StoreChoice::parse(store, access)
+            .map_err(|problem| anyhow::anyhow!("--store is not valid: {problem}"))?;
+    }
     if arguments.check {
         println!("{} is valid", path.display());
         return Ok(());

@@ -13,12 +13,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::cluster::LoadError;
-use crate::config::Config;
+use crate::config::{Config, StoreChoice};
 use crate::identity::{Identity, IdentityError};
 use crate::link::{self, LinkConfig};
 use crate::rest::{self, Api};
 use crate::scheduler::Scheduler;
-use crate::store::{Sqlite, Store, StoreError};
+use crate::store::{COMPACT_PERIOD, Etcd, Sqlite, Store, StoreError};
 use crate::tokens::{TokenError, Tokens};
 
 /// A connection that has not ended by then is cut when the scheduler stops.
@@ -31,6 +31,8 @@ pub enum StartError {
     DataDir { path: PathBuf, source: std::io::Error },
     #[error("cannot open the store")]
     Store(#[from] StoreError),
+    #[error("read {path}, which the table etcd of the configuration names")]
+    EtcdFile { path: PathBuf, source: std::io::Error },
     #[error("cannot load the clusters")]
     Load(#[from] LoadError),
     #[error("cannot open the keys")]
@@ -57,7 +59,7 @@ pub struct Running {
 }
 
 impl Scheduler {
-    /// Starts a scheduler on the store of its data directory.
+    /// Starts a scheduler on the store of its configuration.
     ///
     /// # Errors
     /// When anything it needs cannot be had; then nothing is served and nothing was overwritten.
@@ -70,11 +72,27 @@ impl Scheduler {
                 path: config.data_dir.clone(),
                 source,
             })?;
-        let path = config.data_dir.join("store.db");
-        let store = tokio::task::spawn_blocking(move || Sqlite::open(&path))
-            .await
-            .map_err(|_| StoreError::Closed)??;
-        Self::start_on(Arc::new(store), config).await
+        match &config.store {
+            StoreChoice::Sqlite => {
+                let path = config.data_dir.join("store.db");
+                let store = tokio::task::spawn_blocking(move || Sqlite::open(&path))
+                    .await
+                    .map_err(|_| StoreError::Closed)??;
+                Self::start_on(Arc::new(store), config).await
+            }
+            StoreChoice::Etcd(choice) => {
+                let options = choice
+                    .options()
+                    .map_err(|(path, source)| StartError::EtcdFile { path, source })?;
+                let store = Arc::new(Etcd::open(&options).await?);
+                let mut running = Self::start_on(store.clone(), config).await?;
+                let stop = running.stop.clone();
+                running
+                    .servers
+                    .spawn(async move { store.housekeep(COMPACT_PERIOD, stop).await });
+                Ok(running)
+            }
+        }
     }
 
     /// Starts a scheduler on a given store; only keys are kept in the data directory.

@@ -9,9 +9,10 @@
 //! - A snapshot stands for all records up to its sequence number. The two newest snapshots are kept, and the records
 //!   after the older one; what is before is deleted, so a log is bounded by two snapshot intervals.
 //!
-//! [`Sqlite`] is the default; [`Memory`] serves tests. The trait is shaped so that etcd can stand behind it: every
-//! operation is asynchronous and guarded by (cluster, expected next sequence number).
+//! [`Sqlite`] is the default, [`Etcd`] the choice for high availability; [`Memory`] serves tests. Every operation is
+//! asynchronous and guarded by (cluster, expected next sequence number).
 
+mod etcd;
 mod memory;
 mod sqlite;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use berth_api::id::ClusterId;
 use futures::future::BoxFuture;
 
+pub use etcd::{COMPACT_PERIOD, Etcd, EtcdOptions, EtcdTls, EtcdUser};
 pub use memory::Memory;
 pub use sqlite::Sqlite;
 
@@ -111,6 +113,22 @@ pub enum StoreError {
         operation: &'static str,
         source: Arc<rusqlite::Error>,
     },
+    #[error(
+        "{store}: cannot {operation}: no member answered in time; a majority of them must be up and in reach"
+    )]
+    Unreachable {
+        store: String,
+        operation: &'static str,
+        source: Arc<etcd_client::Error>,
+    },
+    #[error("{store}: cannot {operation}: it refuses")]
+    Refused {
+        store: String,
+        operation: &'static str,
+        source: Arc<etcd_client::Error>,
+    },
+    #[error("store {store} is full; {remedy}, and service resumes by itself")]
+    Full { store: String, remedy: &'static str },
     #[error("the store did not answer in time")]
     TimedOut,
     #[error("the store has been shut down")]

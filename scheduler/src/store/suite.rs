@@ -1,11 +1,13 @@
-//! The rules of [`super::Store`], tried on every implementation. What only a file can suffer (flipped bits, a second
-//! process, a newer schema, a torn write) is tried on SQLite.
+//! The rules of [`super::Store`], tried on every implementation: memory, SQLite, and a real etcd. What only a file can
+//! suffer (flipped bits, a second process, a newer schema, a torn write) is tried on SQLite; what only etcd can, in
+//! `etcd/tests.rs`.
 
 use std::path::Path;
 
 use berth_api::id::ClusterId;
 
-use super::{Fault, History, Memory, Record, Snapshot, Sqlite, Store, StoreError};
+use super::etcd::fixture::{EtcdCluster, skip_without_etcd};
+use super::{Etcd, EtcdOptions, Fault, History, Memory, Record, Snapshot, Sqlite, Store, StoreError};
 
 fn cluster(name: &str) -> ClusterId {
     ClusterId::new(name).unwrap()
@@ -37,6 +39,22 @@ macro_rules! on_every_store {
                 super::$rule(&super::Sqlite::open(&dir.path().join("store.db")).unwrap()).await;
             })+
         }
+        mod etcd {
+            $(#[tokio::test] async fn $rule() {
+                if super::skip_without_etcd(stringify!($rule)) {
+                    return;
+                }
+                let dir = tempfile::tempdir().unwrap();
+                let servers = super::EtcdCluster::start(dir.path(), 1, &[]);
+                let options = super::EtcdOptions {
+                    endpoints: servers.endpoints(),
+                    prefix: "/berth".into(),
+                    user: None,
+                    tls: None,
+                };
+                super::$rule(&super::Etcd::open(&options).await.unwrap()).await;
+            })+
+        }
     };
 }
 
@@ -47,6 +65,7 @@ on_every_store!(
     a_snapshot_stands_for_the_records_before_it,
     the_log_stays_bounded,
     a_deleted_cluster_is_forgotten_and_may_be_made_again,
+    records_and_snapshots_of_every_size_come_back,
     concurrent_appends_to_many_clusters_all_last,
 );
 
@@ -132,6 +151,36 @@ async fn a_deleted_cluster_is_forgotten_and_may_be_made_again(store: &dyn Store)
     assert!(store.clusters().await.unwrap().is_empty());
     assert_eq!(store.append(&id, 1, payloads(1..2)).await.unwrap(), 2);
     assert_eq!(store.load(&id).await.unwrap().records, records(1..2));
+}
+
+async fn records_and_snapshots_of_every_size_come_back(store: &dyn Store) {
+    let id = cluster("c");
+    let mut next = 1;
+    for len in [0, 1, (1 << 20) - 9, 1 << 20, (1 << 21) + 1] {
+        let payload = vec![b'x'; len];
+        let after = store
+            .append(&id, next, vec![payload.clone(), b"{}".to_vec()])
+            .await
+            .unwrap();
+        assert_eq!(after, next + 2);
+        let snapshot = Snapshot {
+            seq: after - 1,
+            payload: payload.clone(),
+        };
+        let history = store.load(&id).await.unwrap();
+        let of_append: Vec<_> = history
+            .records
+            .iter()
+            .rev()
+            .take(2)
+            .map(|r| r.payload.len())
+            .collect();
+        assert_eq!(of_append, [2, len]);
+        store.snapshot(&id, snapshot.clone()).await.unwrap();
+        let history = store.load(&id).await.unwrap();
+        assert_eq!((history.snapshot, history.records), (Some(snapshot), Vec::new()));
+        next = after;
+    }
 }
 
 async fn concurrent_appends_to_many_clusters_all_last(store: &dyn Store) {

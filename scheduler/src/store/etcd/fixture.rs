@@ -1,0 +1,158 @@
+//! Real etcd members for tests, on loopback ports, with their data in a directory of their own. A member is killed by its
+//! process id when it is dropped.
+//!
+//! Included by path from the failover tests as well, so it depends on the standard library alone.
+
+use std::fs::File;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+const PROGRAM: &str = "etcd";
+/// Polls of 20 ms until a member listens: two minutes, for a machine that is busy with other tests.
+const POLLS_MAX: u32 = 6000;
+
+/// Says why and returns true when etcd is not installed.
+pub(crate) fn skip_without_etcd(test: &str) -> bool {
+    let is_there = Command::new(PROGRAM)
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok();
+    if !is_there {
+        eprintln!("{test}: skipped: there is no program {PROGRAM}; install Debian's etcd-server");
+    }
+    !is_there
+}
+
+/// Some members of one etcd cluster. Dropping it kills them.
+#[derive(Debug)]
+pub(crate) struct EtcdCluster {
+    dir: PathBuf,
+    members: Vec<Member>,
+    flags: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Member {
+    client_port: u16,
+    peer_port: u16,
+    child: Option<Child>,
+}
+
+impl EtcdCluster {
+    /// Starts `count` members with data under `dir` and waits until each listens.
+    pub(crate) fn start(dir: &Path, count: usize, flags: &[&str]) -> Self {
+        // All ports are held until all are chosen, so that they differ.
+        let listeners: Vec<TcpListener> = (0..count * 2)
+            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
+        let ports: Vec<u16> = listeners
+            .iter()
+            .map(|listener| listener.local_addr().unwrap().port())
+            .collect();
+        drop(listeners);
+        let members = ports
+            .chunks(2)
+            .map(|pair| Member {
+                client_port: pair[0],
+                peer_port: pair[1],
+                child: None,
+            })
+            .collect();
+        let mut cluster = Self {
+            dir: dir.to_path_buf(),
+            members,
+            flags: flags.iter().map(|&flag| flag.to_owned()).collect(),
+        };
+        for member in 0..count {
+            cluster.spawn(member);
+        }
+        for member in 0..count {
+            cluster.wait(member);
+        }
+        cluster
+    }
+
+    /// `host:port` of every member.
+    pub(crate) fn endpoints(&self) -> Vec<String> {
+        self.members
+            .iter()
+            .map(|member| format!("127.0.0.1:{}", member.client_port))
+            .collect()
+    }
+
+    /// kill -9.
+    pub(crate) fn kill(&mut self, member: usize) {
+        if let Some(mut child) = self.members[member].child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// Starts a member that was killed, on the data it left.
+    pub(crate) fn restart(&mut self, member: usize) {
+        self.spawn(member);
+        self.wait(member);
+    }
+
+    fn spawn(&mut self, index: usize) {
+        let peers: Vec<String> = self
+            .members
+            .iter()
+            .enumerate()
+            .map(|(index, member)| format!("m{index}=http://127.0.0.1:{}", member.peer_port))
+            .collect();
+        let member = &self.members[index];
+        let client_url = format!("http://127.0.0.1:{}", member.client_port);
+        let peer_url = format!("http://127.0.0.1:{}", member.peer_port);
+        let log = File::create(self.dir.join(format!("m{index}.log"))).unwrap();
+        let child = Command::new(PROGRAM)
+            .args(["--name", &format!("m{index}")])
+            .arg("--data-dir")
+            .arg(self.dir.join(format!("m{index}")))
+            .args(["--listen-client-urls", &client_url])
+            .args(["--advertise-client-urls", &client_url])
+            .args(["--listen-peer-urls", &peer_url])
+            .args(["--initial-advertise-peer-urls", &peer_url])
+            .args(["--initial-cluster", &peers.join(",")])
+            .args(["--initial-cluster-state", "new"])
+            .args(["--heartbeat-interval", "100", "--election-timeout", "1000"])
+            .args(&self.flags)
+            .env("ETCD_UNSUPPORTED_ARCH", "arm64")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.members[index].child = Some(child);
+    }
+
+    fn wait(&mut self, index: usize) {
+        let member = &mut self.members[index];
+        for _ in 0..POLLS_MAX {
+            if TcpStream::connect(("127.0.0.1", member.client_port)).is_ok() {
+                return;
+            }
+            let child = member.child.as_mut().unwrap();
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!(
+                    "etcd ended at its start with {status}; see {}",
+                    self.dir.display()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("etcd does not listen; see {}", self.dir.display());
+    }
+}
+
+impl Drop for EtcdCluster {
+    fn drop(&mut self) {
+        for member in 0..self.members.len() {
+            self.kill(member);
+        }
+    }
+}
