@@ -78,7 +78,8 @@ pub fn announce(world: &World, observed: &Observed, entry: &Entry) -> Vec<Entry>
         | Entry::ReplicaGone { .. }
         | Entry::CapacityWished(_)
         | Entry::EventRecorded { .. }
-        | Entry::EpochStarted { .. } => None,
+        | Entry::EpochStarted { .. }
+        | Entry::WriteKept(_) => None,
     };
     event.into_iter().map(recorded).collect()
 }

@@ -17,9 +17,11 @@
 
 mod actor;
 mod draft;
+mod once;
 mod requests;
 #[cfg(test)]
 mod tests;
+mod writes;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -39,6 +41,7 @@ use crate::world::{Observed, World};
 pub use actor::LoadError;
 pub(crate) use actor::{Actor, ActorConfig, Loaded};
 pub use draft::Draft;
+pub use once::{Answer, Once, Outcome};
 pub use requests::{Heartbeat, NodeStatus, Put};
 
 use actor::Request;

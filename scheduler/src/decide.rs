@@ -429,7 +429,8 @@ fn container_of(world: &World, entry: &Entry) -> Option<ContainerName> {
         | Entry::ContainerStopped { .. }
         | Entry::ContainerStarted { .. }
         | Entry::ContainerDeleted { .. }
-        | Entry::EpochStarted { .. } => panic!("a decision holds no such entry: {entry:?}"),
+        | Entry::EpochStarted { .. }
+        | Entry::WriteKept(_) => panic!("a decision holds no such entry: {entry:?}"),
     }
 }
 

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 
 use crate::placement::Chosen;
+use crate::world::KeptWrite;
 
 /// Version of [`Record`]. A reader refuses a higher one.
 pub const RECORD_VERSION: u32 = 1;
@@ -321,6 +322,8 @@ pub enum Entry {
         epoch: u64,
         at: Timestamp,
     },
+    /// The entries just before this were asked for under an idempotency key: a repeat gets this answer.
+    WriteKept(KeptWrite),
 }
 
 impl Entry {
@@ -348,6 +351,7 @@ impl Entry {
             | Self::EpochStarted { at, .. } => *at,
             Self::ReplicaPlaced(placed) => placed.at,
             Self::CapacityWished(wish) => wish.at,
+            Self::WriteKept(kept) => kept.at,
             Self::EventRecorded { event } => event.last_timestamp,
         }
     }
@@ -390,7 +394,7 @@ mod tests {
     }
 
     /// Kinds of entries there are.
-    const KINDS: usize = 21;
+    const KINDS: usize = 22;
 
     fn kind(entry: &Entry) -> String {
         let value: serde_json::Value = serde_json::from_slice(&entry.to_record()).unwrap();

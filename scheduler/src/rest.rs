@@ -18,6 +18,7 @@ mod plans;
 mod request;
 mod rollup;
 mod view;
+mod write;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

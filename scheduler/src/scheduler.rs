@@ -9,7 +9,7 @@ use berth_api::time::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cluster::{Actor, ActorConfig, ClusterHandle, LoadError, Loaded};
+use crate::cluster::{Actor, ActorConfig, Answer, ClusterHandle, LoadError, Loaded, Once};
 use crate::entry::{Entry, TokenDigest, TokenKind};
 use crate::identity::Identity;
 use crate::link::{LogQuery, LogStream};
@@ -24,6 +24,15 @@ pub enum Creation {
     Created(ClusterHandle),
     /// It was there with equal content; its tokens are those it had.
     Existing(ClusterHandle),
+    /// It was created under the same idempotency key; this was answered.
+    Replayed(ClusterHandle, Answer),
+}
+
+/// The idempotency key of a creation, and what to keep of its answer.
+#[derive(Debug, Clone)]
+pub(crate) struct CreateOnce {
+    pub(crate) once: Once,
+    pub(crate) answer: fn(&World) -> Answer,
 }
 
 /// See the module documentation. Owner of the actors.
@@ -99,7 +108,25 @@ impl Scheduler {
         spec: ClusterSpec,
         tokens: BTreeMap<TokenKind, TokenDigest>,
     ) -> Result<Creation, Refused> {
+        self.create_cluster_once(spec, tokens, None).await
+    }
+
+    /// As [`Scheduler::create_cluster`], once for each idempotency key.
+    ///
+    /// # Errors
+    /// As [`Scheduler::create_cluster`], and when the key was used for another write.
+    pub(crate) async fn create_cluster_once(
+        &self,
+        spec: ClusterSpec,
+        tokens: BTreeMap<TokenKind, TokenDigest>,
+        once: Option<CreateOnce>,
+    ) -> Result<Creation, Refused> {
         let _creating = self.creating.lock().await;
+        if let Some(CreateOnce { once, .. }) = &once
+            && let Some(replayed) = self.created_before(once)?
+        {
+            return Ok(replayed);
+        }
         if let Some(known) = self.find(&spec.cluster_id) {
             let world = known.world();
             if world.deleted_at().is_none() && *world.spec() == spec {
@@ -126,14 +153,31 @@ impl Scheduler {
             tokens,
             at: Timestamp::now(),
         };
-        let world = World::create(&entry).expect("the first entry creates");
+        let mut world = World::create(&entry).expect("the first entry creates");
+        let mut records = vec![entry.to_record()];
+        if let Some(CreateOnce { once, answer }) = once {
+            let kept = once.entry(&answer(&world), world.created_at());
+            world.apply(&kept);
+            records.push(kept.to_record());
+        }
         let next_seq = self
             .store
-            .append(&cluster, 1, vec![entry.to_record()])
+            .append(&cluster, 1, records)
             .await
             .map_err(|error| Refused::from(&error))?;
         tracing::info!(cluster_id = %cluster, "the cluster is created");
         Ok(Creation::Created(self.start_actor(Loaded::new(world, next_seq))))
+    }
+
+    /// What was answered to a creation under the same key, whichever cluster it created: a key stands for one write.
+    fn created_before(&self, once: &Once) -> Result<Option<Creation>, Refused> {
+        let now = Timestamp::now();
+        for cluster in self.clusters() {
+            if let Some(answer) = once.answered(&cluster.world(), now)? {
+                return Ok(Some(Creation::Replayed(cluster, answer)));
+            }
+        }
+        Ok(None)
     }
 
     /// A cluster that is there and not wholly deleted.
@@ -155,6 +199,15 @@ impl Scheduler {
             .filter(|handle| !handle.world().is_finished())
             .cloned()
             .collect()
+    }
+
+    /// A cluster that is there, also while it is being deleted.
+    ///
+    /// # Errors
+    /// When there is none of this id.
+    pub fn known(&self, id: &ClusterId) -> Result<ClusterHandle, Refused> {
+        self.find(id)
+            .ok_or_else(|| Refused::cluster_not_found(id.as_str()))
     }
 
     /// Deletes a cluster with all that is in it. Deleting what is being deleted succeeds.

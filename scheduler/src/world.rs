@@ -8,6 +8,7 @@
 
 mod apply;
 mod events;
+mod kept;
 mod observed;
 mod replicas;
 mod views;
@@ -31,6 +32,7 @@ use crate::placement::Chosen;
 pub use apply::ApplyError;
 pub(crate) use apply::{HOST_MAX, HOST_MIN};
 pub use events::{EVENTS_MAX, Events};
+pub use kept::{KEPT_MAX, KEPT_MAX_AGE, KeptWrite, KeptWrites};
 pub use observed::{Now, Observed, ObservedMachine, Readiness};
 
 /// One cluster.
@@ -55,6 +57,8 @@ pub struct World {
     /// Of groups whose wish was ever decided.
     #[serde(default)]
     pub(crate) wishes: BTreeMap<GroupId, Wish>,
+    #[serde(default, skip_serializing_if = "KeptWrites::is_empty")]
+    pub(crate) kept: KeptWrites,
 }
 
 /// How many machines a capacity group should have by the last decision, and what that decision must remember; see
@@ -264,6 +268,12 @@ impl World {
     #[must_use]
     pub fn events(&self) -> &Events {
         &self.events
+    }
+
+    /// Writes that were done under an idempotency key.
+    #[must_use]
+    pub fn kept_writes(&self) -> &KeptWrites {
+        &self.kept
     }
 
     /// The lowest machine subnet that no registered machine owns; none when the container CIDR is used up.

@@ -105,7 +105,8 @@ impl<'a> Overlay<'a> {
             | Entry::ContainerStopped { .. }
             | Entry::ContainerStarted { .. }
             | Entry::ContainerDeleted { .. }
-            | Entry::EpochStarted { .. } => return Err(End::NotOfADecision),
+            | Entry::EpochStarted { .. }
+            | Entry::WriteKept(_) => return Err(End::NotOfADecision),
         }
         Ok(())
     }

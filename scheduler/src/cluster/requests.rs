@@ -1,4 +1,4 @@
-//! What callers may ask of a cluster: every mutation by name. Each is safe to repeat.
+//! What callers may ask of a cluster by its handle: every change of [`super::writes`] by name, and what nodes say.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,12 +6,12 @@ use berth_api::assignment::{Digest, Position};
 use berth_api::cluster::{CapacityGroup, ClusterSpec};
 use berth_api::container::ContainerSpec;
 use berth_api::event::Event;
-use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
+use berth_api::id::{ContainerName, MachineId, ReplicaId};
 use berth_api::machine::{AssignedNetwork, MachineHealth, MachineSpec};
 use berth_api::replica::{Phase, ReplicaStatus, Usage, WireReplicaStatus};
 use berth_api::rest::node::ReplicaMetrics;
 use berth_api::units::{Bytes, Cpu};
-use berth_api::validate::{Fault, Faults};
+use berth_api::validate::Faults;
 
 use super::{ClusterHandle, Draft};
 use crate::entry::{Entry, Removal, TokenDigest, TokenKind};
@@ -48,27 +48,7 @@ impl ClusterHandle {
     /// # Errors
     /// When another declaration has the name.
     pub async fn create_container(&self, spec: ContainerSpec) -> Result<Put, Refused> {
-        self.change(move |draft| {
-            draft.require_live()?;
-            require_group(draft, &spec.capacity_group)?;
-            match draft.container(&spec.name) {
-                Ok(known) if known.spec == spec => return Ok(Put::Unchanged),
-                Ok(_) => {
-                    return Err(Refused::new(
-                        Class::Conflict,
-                        "container_exists",
-                        format!(
-                            "container {:?} exists with other content; change it with PATCH or delete it first",
-                            spec.name.as_str()
-                        ),
-                    ));
-                }
-                Err(_) => {}
-            }
-            append_put(draft, spec)?;
-            Ok(Put::Created)
-        })
-        .await
+        self.change(move |draft| draft.create_container(spec)).await
     }
 
     /// Declares a container or changes its declaration.
@@ -76,18 +56,7 @@ impl ClusterHandle {
     /// # Errors
     /// When the cluster is being deleted or has no such capacity group.
     pub async fn put_container(&self, spec: ContainerSpec) -> Result<Put, Refused> {
-        self.change(move |draft| {
-            draft.require_live()?;
-            require_group(draft, &spec.capacity_group)?;
-            let put = match draft.container(&spec.name) {
-                Ok(known) if known.spec == spec => return Ok(Put::Unchanged),
-                Ok(_) => Put::Changed,
-                Err(_) => Put::Created,
-            };
-            append_put(draft, spec)?;
-            Ok(put)
-        })
-        .await
+        self.change(move |draft| draft.put_container(spec)).await
     }
 
     /// Changes a declaration as `update` says, read and written in one step.
@@ -99,18 +68,8 @@ impl ClusterHandle {
         name: ContainerName,
         update: impl FnOnce(&ContainerSpec, &ClusterSpec) -> Result<ContainerSpec, Faults> + Send + 'static,
     ) -> Result<Put, Refused> {
-        self.change(move |draft| {
-            draft.require_live()?;
-            let known = draft.container(&name)?;
-            let spec = update(&known.spec, draft.world().spec())
-                .map_err(|faults| Refused::invalid("invalid_container", faults))?;
-            if spec == known.spec {
-                return Ok(Put::Unchanged);
-            }
-            append_put(draft, spec)?;
-            Ok(Put::Changed)
-        })
-        .await
+        self.change(move |draft| draft.update_container(name, update))
+            .await
     }
 
     /// Deletes a container; its replicas stop. Deleting what is being deleted succeeds.
@@ -118,18 +77,7 @@ impl ClusterHandle {
     /// # Errors
     /// When it never was there, or nothing is left of it.
     pub async fn delete_container(&self, name: ContainerName) -> Result<(), Refused> {
-        self.change(move |draft| {
-            let known = draft
-                .world()
-                .container(&name)
-                .ok_or_else(|| Refused::container_not_found(name.as_str()))?;
-            if known.deleted_since.is_some() {
-                return Ok(());
-            }
-            let at = draft.now.wall;
-            draft.append(Entry::ContainerDeleted { container: name, at })
-        })
-        .await
+        self.change(move |draft| draft.delete_container(name)).await
     }
 
     /// Stops a container's replicas and keeps its declaration.
@@ -137,14 +85,7 @@ impl ClusterHandle {
     /// # Errors
     /// When there is no such container.
     pub async fn stop_container(&self, name: ContainerName) -> Result<(), Refused> {
-        self.change(move |draft| {
-            if draft.container(&name)?.stopped_since.is_some() {
-                return Ok(());
-            }
-            let at = draft.now.wall;
-            draft.append(Entry::ContainerStopped { container: name, at })
-        })
-        .await
+        self.change(move |draft| draft.stop_container(name)).await
     }
 
     /// Starts a stopped container's replicas again.
@@ -152,14 +93,7 @@ impl ClusterHandle {
     /// # Errors
     /// When there is no such container.
     pub async fn start_container(&self, name: ContainerName) -> Result<(), Refused> {
-        self.change(move |draft| {
-            if draft.container(&name)?.stopped_since.is_none() {
-                return Ok(());
-            }
-            let at = draft.now.wall;
-            draft.append(Entry::ContainerStarted { container: name, at })
-        })
-        .await
+        self.change(move |draft| draft.start_container(name)).await
     }
 
     /// Sets all capacity groups. A group that machines or containers belong to stays.
@@ -167,22 +101,7 @@ impl ClusterHandle {
     /// # Errors
     /// With every group that is missing and still used.
     pub async fn set_groups(&self, groups: Vec<CapacityGroup>) -> Result<(), Refused> {
-        self.change(move |draft| {
-            draft.require_live()?;
-            if draft.world().spec().capacity_groups == groups {
-                return Ok(());
-            }
-            let faults = missing_groups(draft, &groups);
-            if let Err(faults) = Faults::check(faults) {
-                return Err(Refused {
-                    class: Class::Conflict,
-                    ..Refused::invalid("group_in_use", faults)
-                });
-            }
-            let at = draft.now.wall;
-            draft.append(Entry::GroupsChanged { groups, at })
-        })
-        .await
+        self.change(move |draft| draft.set_groups(groups)).await
     }
 
     /// Moves all replicas off a machine.
@@ -190,14 +109,7 @@ impl ClusterHandle {
     /// # Errors
     /// When it is not registered.
     pub async fn drain(&self, machine_id: MachineId) -> Result<(), Refused> {
-        self.change(move |draft| {
-            if draft.machine(&machine_id)?.draining_since.is_some() {
-                return Ok(());
-            }
-            let at = draft.now.wall;
-            draft.append(Entry::MachineDraining { machine_id, at })
-        })
-        .await
+        self.change(move |draft| draft.drain(machine_id)).await
     }
 
     /// Lets a draining machine take replicas again.
@@ -205,14 +117,7 @@ impl ClusterHandle {
     /// # Errors
     /// When it is not registered.
     pub async fn cancel_drain(&self, machine_id: MachineId) -> Result<(), Refused> {
-        self.change(move |draft| {
-            if draft.machine(&machine_id)?.draining_since.is_none() {
-                return Ok(());
-            }
-            let at = draft.now.wall;
-            draft.append(Entry::MachineDrainCancelled { machine_id, at })
-        })
-        .await
+        self.change(move |draft| draft.cancel_drain(machine_id)).await
     }
 
     /// Removes a machine: an empty one, or one that the caller knows to be powered off. Its session, if any, ends.
@@ -221,23 +126,8 @@ impl ClusterHandle {
     /// When it is not registered, or is removed as empty and is not.
     pub async fn remove_machine(&self, machine_id: MachineId, how: Removal) -> Result<(), Refused> {
         let id = machine_id.clone();
-        self.change(move |draft| {
-            let left = draft.machine(&machine_id)?.replicas.len();
-            if how == Removal::Empty && left > 0 {
-                return Err(Refused::new(
-                    Class::Conflict,
-                    "machine_not_empty",
-                    format!(
-                        "machine {:?} still has {left} replicas; drain it first, or say that it is powered off",
-                        machine_id.as_str()
-                    ),
-                ));
-            }
-            let at = draft.now.wall;
-            draft.observed.machines.remove(&machine_id);
-            draft.append(Entry::MachineRemoved { machine_id, how, at })
-        })
-        .await?;
+        self.change(move |draft| draft.remove_machine(machine_id, how))
+            .await?;
         self.sessions().end(&id);
         Ok(())
     }
@@ -247,7 +137,7 @@ impl ClusterHandle {
     /// # Errors
     /// When its group is unknown or another than before, or the container CIDR is used up.
     pub async fn register_machine(&self, spec: MachineSpec) -> Result<AssignedNetwork, Refused> {
-        self.change(move |draft| register(draft, spec)).await
+        self.change(move |draft| draft.register_machine(spec)).await
     }
 
     /// A heartbeat by the plain wire API: the machine is heard, and its replicas are as it says.
@@ -326,12 +216,7 @@ impl ClusterHandle {
     /// # Errors
     /// When the actor or the store is not available.
     pub async fn rotate_token(&self, kind: TokenKind, digest: TokenDigest) -> Result<(), Refused> {
-        self.change(move |draft| {
-            draft.require_live()?;
-            let at = draft.now.wall;
-            draft.append(Entry::TokenRotated { kind, digest, at })
-        })
-        .await
+        self.change(move |draft| draft.rotate_token(kind, digest)).await
     }
 
     /// Makes all tokens of a kind invalid.
@@ -339,115 +224,13 @@ impl ClusterHandle {
     /// # Errors
     /// When the actor or the store is not available.
     pub async fn revoke_tokens(&self, kind: TokenKind) -> Result<(), Refused> {
-        self.change(move |draft| {
-            if draft.world().token(kind).is_none() {
-                return Ok(());
-            }
-            let at = draft.now.wall;
-            draft.append(Entry::TokensRevoked { kind, at })
-        })
-        .await
+        self.change(move |draft| draft.revoke_tokens(kind)).await
     }
 
     /// Deletes the cluster: its containers go, and when nothing is left on any machine its log.
     pub(crate) async fn delete(&self) -> Result<(), Refused> {
-        self.change(move |draft| {
-            if draft.world().deleted_at().is_some() {
-                return Ok(());
-            }
-            let at = draft.now.wall;
-            draft.append(Entry::ClusterDeleted { at })
-        })
-        .await
+        self.change(move |draft| draft.delete_cluster()).await
     }
-}
-
-fn require_group(draft: &Draft<'_>, group: &GroupId) -> Result<(), Refused> {
-    if draft.world().spec().group(group).is_some() {
-        return Ok(());
-    }
-    let known: Vec<&str> = draft
-        .world()
-        .spec()
-        .capacity_groups
-        .iter()
-        .map(|group| group.group_id.as_str())
-        .collect();
-    let problem = format!(
-        "{:?} is no capacity group of the cluster; it has: {}",
-        group.as_str(),
-        if known.is_empty() {
-            "none".into()
-        } else {
-            known.join(", ")
-        }
-    );
-    Err(Refused::invalid(
-        "unknown_group",
-        Faults::one("capacityGroup", problem),
-    ))
-}
-
-fn append_put(draft: &mut Draft<'_>, spec: ContainerSpec) -> Result<(), Refused> {
-    let entry = draft.world().put(spec, draft.now.wall);
-    draft.append(entry)
-}
-
-fn missing_groups(draft: &Draft<'_>, groups: &[CapacityGroup]) -> Vec<Fault> {
-    let world = draft.world();
-    let is_missing = |id: &GroupId| !groups.iter().any(|group| group.group_id == *id);
-    let machines = world
-        .machines()
-        .iter()
-        .map(|(id, machine)| (&machine.spec.capacity_group, format!("machine {id}")));
-    let containers = world
-        .containers()
-        .iter()
-        .filter(|(_, container)| container.deleted_since.is_none())
-        .map(|(name, container)| (&container.spec.capacity_group, format!("container {name}")));
-    machines
-        .chain(containers)
-        .filter(|(group, _)| is_missing(group))
-        .map(|(group, user)| Fault {
-            path: "capacityGroups".into(),
-            problem: format!("{user} belongs to group {:?}, which is missing", group.as_str()),
-        })
-        .collect()
-}
-
-fn register(draft: &mut Draft<'_>, spec: MachineSpec) -> Result<AssignedNetwork, Refused> {
-    if let Some(known) = draft.world().machine(&spec.machine_id) {
-        if known.spec == spec {
-            return Ok(known.network);
-        }
-        if known.spec.capacity_group != spec.capacity_group {
-            return Err(Refused::new(
-                Class::Conflict,
-                "machine_group_changed",
-                format!(
-                    "machine {:?} belongs to capacity group {}, which never changes",
-                    spec.machine_id.as_str(),
-                    known.spec.capacity_group
-                ),
-            ));
-        }
-    }
-    draft.require_live()?;
-    require_group(draft, &spec.capacity_group)?;
-    let id = spec.machine_id.clone();
-    let entry = draft.world().registration(spec, draft.now.wall).ok_or_else(|| {
-        Refused::new(
-            Class::Conflict,
-            "container_cidr_exhausted",
-            format!(
-                "container CIDR {} has room for {} machines and all are registered; remove one that is gone",
-                draft.world().spec().container_cidr,
-                draft.world().spec().subnet_count()
-            ),
-        )
-    })?;
-    draft.append(entry)?;
-    Ok(draft.machine(&id)?.network)
 }
 
 fn take_heartbeat(draft: &mut Draft<'_>, heartbeat: Heartbeat) -> Result<(), Refused> {

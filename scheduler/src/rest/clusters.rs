@@ -4,126 +4,193 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
 use berth_api::id::ClusterId;
 use berth_api::rest::cluster::{
-    CreateClusterReply, GetClusterReply, RotateTokenReply, TokenRequest, TokenType, read_cluster, read_groups,
+    CreateClusterReply, GetClusterReply, TokenRequest, TokenType, read_cluster, read_groups,
 };
-use berth_api::rest::{SUCCESS, Success};
 
 use super::auth::{Manager, Platform};
-use super::request::{Answer, ApiError, Input, Segments, internal};
+use super::request::{ApiError, Segments, internal};
+use super::write::{Bare, Write, act, json, replayed};
 use super::{Api, view};
-use crate::cluster::ClusterHandle;
+use crate::cluster::{Answer, ClusterHandle, Outcome};
 use crate::entry::TokenKind;
-use crate::scheduler::Creation;
+use crate::refusal::{Class, Refused};
+use crate::scheduler::{CreateOnce, Creation};
+use crate::world::World;
 
 pub(super) async fn create(
     State(api): State<Api>,
     _: Platform,
-    Input(value): Input,
-) -> Answer<CreateClusterReply> {
+    Write { once, value }: Write,
+) -> Result<Response, ApiError> {
     let spec = read_cluster(&value).map_err(|faults| ApiError::invalid("invalid_cluster", faults))?;
     let id = spec.cluster_id.clone();
-    let mut fresh = BTreeMap::new();
+    let mut digests = BTreeMap::new();
     for kind in [TokenKind::Management, TokenKind::Machine] {
-        fresh.insert(
-            kind,
-            api.tokens.mint(kind, &id).map_err(|error| internal(&error))?,
-        );
+        let (_, digest) = api.tokens.mint(kind, &id).map_err(|error| internal(&error))?;
+        digests.insert(kind, digest);
     }
-    let digests = fresh
-        .iter()
-        .map(|(kind, (_, digest))| (*kind, digest.clone()))
-        .collect();
-    let handle = match api.scheduler.create_cluster(spec, digests).await? {
-        Creation::Created(handle) | Creation::Existing(handle) => handle,
+    let once = once.map(|once| CreateOnce {
+        once,
+        answer: created,
+    });
+    let created = match api
+        .scheduler
+        .create_cluster_once(spec, digests, once.clone())
+        .await?
+    {
+        Creation::Created(handle) => created(&handle.world()),
+        Creation::Existing(handle) => existing(&api, &handle, once).await?,
+        Creation::Replayed(handle, answer) => {
+            return with_tokens(&api, handle.id(), answer).map(replayed);
+        }
     };
-    let management_token = token(&api, &handle, TokenKind::Management).await?;
-    let machine_token = token(&api, &handle, TokenKind::Machine).await?;
-    let world = handle.world();
+    with_tokens(&api, &id, created)
+}
+
+/// A cluster that was there with equal content has valid tokens in the answer: those whose reply was lost are found again,
+/// those that were revoked, or made under another secret, are replaced.
+async fn existing(api: &Api, cluster: &ClusterHandle, once: Option<CreateOnce>) -> Result<Answer, ApiError> {
+    for kind in [TokenKind::Management, TokenKind::Machine] {
+        ensure_token(api, cluster, kind).await?;
+    }
+    let once = once.map(|once| once.once);
+    let outcome = cluster
+        .change(move |draft| draft.once(once, |draft| Ok(created(draft.world()))))
+        .await?;
+    match outcome {
+        Outcome::Done(answer) | Outcome::Replayed(answer) => Ok(answer),
+    }
+}
+
+/// What is said of a cluster that was created; its tokens are told by their digests.
+fn created(world: &World) -> Answer {
     let spec = world.spec();
-    Ok(Json(CreateClusterReply {
-        cluster_id: id,
+    let reply = CreateClusterReply {
+        cluster_id: spec.cluster_id.clone(),
         name: spec.name.clone(),
         container_cidr: spec.container_cidr,
         platform: spec.platform,
         capacity_groups: spec.capacity_groups.clone(),
-        management_token,
-        machine_token,
+        management_token: String::new(),
+        machine_token: String::new(),
         created_at: world.created_at(),
-    }))
+    };
+    let digest = |kind| Some((kind, world.token(kind)?.clone()));
+    Answer {
+        status: 200,
+        body: json(&reply),
+        tokens: [TokenKind::Management, TokenKind::Machine]
+            .into_iter()
+            .filter_map(digest)
+            .collect(),
+    }
 }
 
-/// The valid token of a kind. A token whose reply was lost is found again; one that was revoked, or made under another
-/// secret, is replaced.
-async fn token(api: &Api, handle: &ClusterHandle, kind: TokenKind) -> Result<String, ApiError> {
+/// The answer with the tokens that its digests stand for. Tokens are derived again and never stored.
+fn with_tokens(api: &Api, cluster: &ClusterId, answer: Answer) -> Result<Response, ApiError> {
+    let mut body = answer.body;
+    for (kind, digest) in &answer.tokens {
+        let token = api.tokens.recover(*kind, cluster, digest).ok_or_else(|| {
+            Refused::new(
+                Class::Conflict,
+                "token_lost",
+                "the token of the first answer was made under another secret; rotate it without this Idempotency-Key",
+            )
+        })?;
+        body[member(*kind)] = token.into();
+    }
+    Ok(Json(body).into_response())
+}
+
+fn member(kind: TokenKind) -> &'static str {
+    match kind {
+        TokenKind::Management => "managementToken",
+        TokenKind::Machine => "machineToken",
+    }
+}
+
+async fn ensure_token(api: &Api, handle: &ClusterHandle, kind: TokenKind) -> Result<(), ApiError> {
     let world = handle.world();
     let known = world
         .token(kind)
         .and_then(|digest| api.tokens.recover(kind, handle.id(), digest));
-    match known {
-        Some(token) => Ok(token),
-        None => rotate(api, handle, kind).await,
+    if known.is_none() {
+        let (_, digest) = api
+            .tokens
+            .mint(kind, handle.id())
+            .map_err(|error| internal(&error))?;
+        handle.rotate_token(kind, digest).await?;
     }
-}
-
-async fn rotate(api: &Api, handle: &ClusterHandle, kind: TokenKind) -> Result<String, ApiError> {
-    let (token, digest) = api
-        .tokens
-        .mint(kind, handle.id())
-        .map_err(|error| internal(&error))?;
-    handle.rotate_token(kind, digest).await?;
-    Ok(token)
+    Ok(())
 }
 
 pub(super) async fn get(Manager(cluster): Manager) -> Json<GetClusterReply> {
     Json(view::cluster(&cluster.world()))
 }
 
-pub(super) async fn update(Manager(cluster): Manager, Input(value): Input) -> Answer<Success> {
+pub(super) async fn update(
+    Manager(cluster): Manager,
+    Write { once, value }: Write,
+) -> Result<Response, ApiError> {
     let groups = read_groups(&value, cluster.world().spec())
         .map_err(|faults| ApiError::invalid("invalid_cluster", faults))?;
-    cluster.set_groups(groups).await?;
-    Ok(Json(SUCCESS))
+    act(&cluster, once, move |draft| draft.set_groups(groups)).await
 }
 
-pub(super) async fn delete(State(api): State<Api>, _: Platform, segments: Segments) -> Answer<Success> {
+pub(super) async fn delete(
+    State(api): State<Api>,
+    _: Platform,
+    segments: Segments,
+    Bare(once): Bare,
+) -> Result<Response, ApiError> {
     let id: ClusterId = segments.read("cluster")?;
-    api.scheduler.delete_cluster(&id).await?;
-    Ok(Json(SUCCESS))
+    let cluster = api.scheduler.known(&id)?;
+    act(&cluster, once, |draft| draft.delete_cluster()).await
 }
 
-fn kind_in(value: &serde_json::Value) -> Result<(TokenType, TokenKind), ApiError> {
+fn kind_in(value: &serde_json::Value) -> Result<TokenKind, ApiError> {
     let request =
         TokenRequest::read(value).map_err(|faults| ApiError::invalid("invalid_token_type", faults))?;
-    let kind = match request.token_type {
+    Ok(match request.token_type {
         TokenType::Management => TokenKind::Management,
         TokenType::Machine => TokenKind::Machine,
-    };
-    Ok((request.token_type, kind))
+    })
 }
 
 pub(super) async fn rotate_token(
     State(api): State<Api>,
     Manager(cluster): Manager,
-    Input(value): Input,
-) -> Answer<RotateTokenReply> {
-    let (token_type, kind) = kind_in(&value)?;
-    let token = Some(rotate(&api, &cluster, kind).await?);
-    Ok(Json(match token_type {
-        TokenType::Management => RotateTokenReply {
-            management_token: token,
-            machine_token: None,
-        },
-        TokenType::Machine => RotateTokenReply {
-            management_token: None,
-            machine_token: token,
-        },
-    }))
+    Write { once, value }: Write,
+) -> Result<Response, ApiError> {
+    let kind = kind_in(&value)?;
+    let (_, digest) = api
+        .tokens
+        .mint(kind, cluster.id())
+        .map_err(|error| internal(&error))?;
+    let outcome = cluster
+        .change(move |draft| {
+            draft.once(once, |draft| {
+                draft.rotate_token(kind, digest.clone())?;
+                Ok(Answer {
+                    tokens: BTreeMap::from([(kind, digest)]),
+                    ..Answer::plain(200, serde_json::Value::Object(serde_json::Map::new()))
+                })
+            })
+        })
+        .await?;
+    match outcome {
+        Outcome::Done(answer) => with_tokens(&api, cluster.id(), answer),
+        Outcome::Replayed(answer) => with_tokens(&api, cluster.id(), answer).map(replayed),
+    }
 }
 
-pub(super) async fn revoke_tokens(Manager(cluster): Manager, Input(value): Input) -> Answer<Success> {
-    let (_, kind) = kind_in(&value)?;
-    cluster.revoke_tokens(kind).await?;
-    Ok(Json(SUCCESS))
+pub(super) async fn revoke_tokens(
+    Manager(cluster): Manager,
+    Write { once, value }: Write,
+) -> Result<Response, ApiError> {
+    let kind = kind_in(&value)?;
+    act(&cluster, once, move |draft| draft.revoke_tokens(kind)).await
 }

@@ -1,41 +1,46 @@
 //! The seven operations on containers.
 
 use axum::Json;
+use axum::response::Response;
 use berth_api::event::InvolvedObject;
 use berth_api::id::ContainerName;
 use berth_api::rest::container::{
     ContainerStatus, ContainerUpdate, CreateContainerReply, GetContainerReply, ListContainersReply,
     read_container,
 };
-use berth_api::rest::{SUCCESS, Success};
 
 use super::auth::Manager;
-use super::request::{Answer, ApiError, Input, Segments};
+use super::request::{Answer, ApiError, Segments};
 use super::view;
-use crate::cluster::ClusterHandle;
+use super::write::{Bare, Write, act, write};
 use crate::refusal::Refused;
 use crate::world::World;
 
-pub(super) async fn create(Manager(cluster): Manager, Input(value): Input) -> Answer<CreateContainerReply> {
+pub(super) async fn create(
+    Manager(cluster): Manager,
+    Write { once, value }: Write,
+) -> Result<Response, ApiError> {
     let spec = read_container(&value, cluster.world().spec())
         .map_err(|faults| ApiError::invalid("invalid_container", faults))?;
     let name = spec.name.clone();
-    cluster.create_container(spec).await?;
-    accepted(&cluster, name)
+    write(&cluster, once, move |draft| {
+        draft.create_container(spec)?;
+        accepted(draft.world(), name)
+    })
+    .await
 }
 
 /// A declaration is accepted before any replica has a place: its status is `pending`.
-fn accepted(cluster: &ClusterHandle, name: ContainerName) -> Answer<CreateContainerReply> {
-    let world = cluster.world();
+fn accepted(world: &World, name: ContainerName) -> Result<CreateContainerReply, Refused> {
     let container = world
         .container(&name)
         .ok_or_else(|| Refused::container_not_found(name.as_str()))?;
-    Ok(Json(CreateContainerReply {
-        cluster_id: cluster.id().clone(),
+    Ok(CreateContainerReply {
+        cluster_id: world.spec().cluster_id.clone(),
         status: ContainerStatus::Pending,
         created_at: container.created_at,
         name,
-    }))
+    })
 }
 
 pub(super) async fn list(Manager(cluster): Manager) -> Json<ListContainersReply> {
@@ -54,25 +59,34 @@ pub(super) async fn get(Manager(cluster): Manager, segments: Segments) -> Answer
 pub(super) async fn update(
     Manager(cluster): Manager,
     segments: Segments,
-    Input(value): Input,
-) -> Answer<CreateContainerReply> {
+    Write { once, value }: Write,
+) -> Result<Response, ApiError> {
     let name: ContainerName = segments.read("container")?;
-    cluster
-        .update_container(name.clone(), move |current, spec| {
+    write(&cluster, once, move |draft| {
+        draft.update_container(name.clone(), |current, spec| {
             ContainerUpdate::read(&value, current)?.apply(current, spec)
-        })
-        .await?;
-    accepted(&cluster, name)
+        })?;
+        accepted(draft.world(), name)
+    })
+    .await
 }
 
-pub(super) async fn delete(Manager(cluster): Manager, segments: Segments) -> Answer<Success> {
+pub(super) async fn delete(
+    Manager(cluster): Manager,
+    segments: Segments,
+    Bare(once): Bare,
+) -> Result<Response, ApiError> {
     let name: ContainerName = segments.read("container")?;
-    match cluster.delete_container(name.clone()).await {
-        // The reply to an earlier delete may have been lost: what was there and is gone is deleted.
-        Err(refused) if refused.code == "container_not_found" && was_deleted(&cluster.world(), &name) => {}
-        outcome => outcome?,
-    }
-    Ok(Json(SUCCESS))
+    act(&cluster, once, move |draft| {
+        match draft.delete_container(name.clone()) {
+            // The reply to an earlier delete may have been lost: what was there and is gone is deleted.
+            Err(refused) if refused.code == "container_not_found" && was_deleted(draft.world(), &name) => {
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    })
+    .await
 }
 
 fn was_deleted(world: &World, name: &ContainerName) -> bool {
@@ -83,12 +97,20 @@ fn was_deleted(world: &World, name: &ContainerName) -> bool {
         .any(|event| event.involved_object == object && event.reason() == "ContainerDeleted")
 }
 
-pub(super) async fn stop(Manager(cluster): Manager, segments: Segments) -> Answer<Success> {
-    cluster.stop_container(segments.read("container")?).await?;
-    Ok(Json(SUCCESS))
+pub(super) async fn stop(
+    Manager(cluster): Manager,
+    segments: Segments,
+    Bare(once): Bare,
+) -> Result<Response, ApiError> {
+    let name: ContainerName = segments.read("container")?;
+    act(&cluster, once, |draft| draft.stop_container(name)).await
 }
 
-pub(super) async fn start(Manager(cluster): Manager, segments: Segments) -> Answer<Success> {
-    cluster.start_container(segments.read("container")?).await?;
-    Ok(Json(SUCCESS))
+pub(super) async fn start(
+    Manager(cluster): Manager,
+    segments: Segments,
+    Bare(once): Bare,
+) -> Result<Response, ApiError> {
+    let name: ContainerName = segments.read("container")?;
+    act(&cluster, once, |draft| draft.start_container(name)).await
 }

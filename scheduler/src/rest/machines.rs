@@ -1,13 +1,16 @@
 //! Machines, and the events of everything.
 
 use axum::Json;
+use axum::response::Response;
+use berth_api::id::MachineId;
 use berth_api::rest::node::ListMachinesReply;
-use berth_api::rest::{EventFilter, ListEventsReply, SUCCESS, Success};
+use berth_api::rest::{EventFilter, ListEventsReply};
 use berth_api::validate::Faults;
 
 use super::auth::Manager;
 use super::request::{Answer, ApiError, Pairs, Segments};
 use super::view;
+use super::write::{Bare, act};
 use crate::cluster::ClusterHandle;
 use crate::entry::Removal;
 
@@ -17,19 +20,32 @@ pub(super) async fn list(Manager(cluster): Manager) -> Json<ListMachinesReply> {
     })
 }
 
-pub(super) async fn drain(Manager(cluster): Manager, segments: Segments) -> Answer<Success> {
-    cluster.drain(segments.read("machine")?).await?;
-    Ok(Json(SUCCESS))
+pub(super) async fn drain(
+    Manager(cluster): Manager,
+    segments: Segments,
+    Bare(once): Bare,
+) -> Result<Response, ApiError> {
+    let machine: MachineId = segments.read("machine")?;
+    act(&cluster, once, |draft| draft.drain(machine)).await
 }
 
-pub(super) async fn cancel_drain(Manager(cluster): Manager, segments: Segments) -> Answer<Success> {
-    cluster.cancel_drain(segments.read("machine")?).await?;
-    Ok(Json(SUCCESS))
+pub(super) async fn cancel_drain(
+    Manager(cluster): Manager,
+    segments: Segments,
+    Bare(once): Bare,
+) -> Result<Response, ApiError> {
+    let machine: MachineId = segments.read("machine")?;
+    act(&cluster, once, |draft| draft.cancel_drain(machine)).await
 }
 
 /// Removes a machine that is empty, or, with `?poweredOff=true`, one that the caller knows to be off for good: its
 /// stateful replicas may then start elsewhere, because nothing of it still writes.
-pub(super) async fn remove(Manager(cluster): Manager, segments: Segments, pairs: Pairs) -> Answer<Success> {
+pub(super) async fn remove(
+    Manager(cluster): Manager,
+    segments: Segments,
+    pairs: Pairs,
+    Bare(once): Bare,
+) -> Result<Response, ApiError> {
     let mut how = Removal::Empty;
     for (key, value) in pairs.iter() {
         how = match (key, value) {
@@ -45,8 +61,11 @@ pub(super) async fn remove(Manager(cluster): Manager, segments: Segments, pairs:
             _ => how,
         };
     }
-    cluster.remove_machine(segments.read("machine")?, how).await?;
-    Ok(Json(SUCCESS))
+    let machine: MachineId = segments.read("machine")?;
+    let id = machine.clone();
+    let removed = act(&cluster, once, move |draft| draft.remove_machine(machine, how)).await?;
+    cluster.sessions().end(&id);
+    Ok(removed)
 }
 
 pub(super) async fn events(Manager(cluster): Manager, pairs: Pairs) -> Answer<ListEventsReply> {

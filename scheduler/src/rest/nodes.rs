@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use berth_api::event::EventSource;
 use berth_api::rest::node::{
     CreateEventRequest, HeartbeatReply, HeartbeatRequest, RegisterReply, RegisterRequest, read_batch,
@@ -12,6 +13,7 @@ use berth_api::validate::{Fault, Faults};
 
 use super::auth::{NodeToken, Platform};
 use super::request::{Answer, ApiError, Input};
+use super::write::{Write, write, write_as};
 use super::{Api, view};
 use crate::cluster::{ClusterHandle, Heartbeat};
 use crate::refusal::Refused;
@@ -32,12 +34,15 @@ fn read_for<T>(
 pub(super) async fn register(
     State(api): State<Api>,
     token: NodeToken,
-    Input(value): Input,
-) -> Answer<RegisterReply> {
+    Write { once, value }: Write,
+) -> Result<Response, ApiError> {
     let request = read_for(&api, &token, RegisterRequest::read(&value), "invalid_machine")?;
     let cluster = token.machine_of(&api, &request.cluster_id)?;
-    let assigned_network = cluster.register_machine(request.machine).await?;
-    Ok(Json(RegisterReply { assigned_network }))
+    write(&cluster, once, move |draft| {
+        let assigned_network = draft.register_machine(request.machine)?;
+        Ok(RegisterReply { assigned_network })
+    })
+    .await
 }
 
 pub(super) async fn heartbeat(
@@ -91,8 +96,8 @@ pub(super) async fn batch_heartbeat(
 pub(super) async fn create_event(
     State(api): State<Api>,
     token: NodeToken,
-    Input(value): Input,
-) -> Result<(StatusCode, Json<Success>), ApiError> {
+    Write { once, value }: Write,
+) -> Result<Response, ApiError> {
     let request = read_for(&api, &token, CreateEventRequest::read(&value), "invalid_event")?;
     let cluster = token.machine_of(&api, &request.cluster_id)?;
     match &request.event.source {
@@ -103,6 +108,8 @@ pub(super) async fn create_event(
             return Err(ApiError::invalid("invalid_event", faults));
         }
     }
-    cluster.record_event(request.event).await?;
-    Ok((StatusCode::CREATED, Json(SUCCESS)))
+    write_as(StatusCode::CREATED, &cluster, once, move |draft| {
+        draft.record(request.event).map(|()| SUCCESS)
+    })
+    .await
 }

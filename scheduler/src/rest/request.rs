@@ -194,14 +194,15 @@ impl<S: Send + Sync> FromRequest<S> for Input {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
-        let bytes = read_body(request).await?;
+        let (parts, body) = request.into_parts();
+        let bytes = read_body(&parts, body).await?;
         parse_json(&bytes)
             .map(Self)
             .map_err(|faults| ApiError::invalid("malformed_json", faults))
     }
 }
 
-async fn read_body(request: Request) -> Result<Bytes, ApiError> {
+pub(super) async fn read_body(parts: &Parts, body: Body) -> Result<Bytes, ApiError> {
     let too_large = || {
         ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -209,14 +210,13 @@ async fn read_body(request: Request) -> Result<Bytes, ApiError> {
             format!("the body is larger than {BODY_MAX} bytes"),
         )
     };
-    let announced = request
-        .headers()
+    let announced = parts
+        .headers
         .get(header::CONTENT_LENGTH)
         .and_then(|len| len.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|len| len > BODY_MAX) {
         return Err(too_large());
     }
-    let body: Body = request.into_body();
     to_bytes(body, BODY_MAX).await.map_err(|error| {
         let is_limit = std::error::Error::source(&error)
             .is_some_and(|source| source.is::<http_body_util::LengthLimitError>());

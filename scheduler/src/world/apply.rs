@@ -11,7 +11,7 @@ use berth_api::rest::cluster::CapacityReason;
 use berth_api::time::Timestamp;
 
 use super::replicas::Replicas;
-use super::{Allocated, Container, Events, Machine, Replica, Stopping, Wish, World};
+use super::{Allocated, Container, Events, KeptWrites, Machine, Replica, Stopping, Wish, World};
 use crate::entry::{CapacityWish, Entry, MachineHealthState, Placed, Removal, StopCause};
 
 /// First and last host number of a replica's address in its machine's /24: the network, the gateway and the broadcast
@@ -87,6 +87,7 @@ impl World {
             applied_count: 1,
             events: Events::default(),
             wishes: BTreeMap::new(),
+            kept: KeptWrites::default(),
         })
     }
 
@@ -180,6 +181,7 @@ impl World {
             Entry::CapacityWished(wish) => self.capacity_wished(wish)?,
             Entry::EventRecorded { event } => self.events.record(event, self.applied_count + 1),
             Entry::EpochStarted { epoch, .. } => self.epoch_started(*epoch)?,
+            Entry::WriteKept(kept) => self.kept.keep(kept.clone()),
         }
         self.applied_count += 1;
         Ok(())

@@ -21,7 +21,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 pub(crate) struct Stage {
     pub(crate) running: berth_scheduler::Running,
     pub(crate) platform: String,
-    dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Stage {
@@ -86,11 +86,26 @@ impl Stage {
         token: &str,
         body: Option<String>,
     ) -> anyhow::Result<(u16, Value, HeaderMap)> {
+        self.send_with(method, path, token, body, &[]).await
+    }
+
+    /// As [`Stage::send`], with further headers.
+    pub(crate) async fn send_with(
+        &self,
+        method: &str,
+        path: &str,
+        token: &str,
+        body: Option<String>,
+        headers: &[(&str, &str)],
+    ) -> anyhow::Result<(u16, Value, HeaderMap)> {
         let mut request = reqwest::Client::new()
             .request(method.parse()?, self.url(path))
             .timeout(DEADLINE);
         if !token.is_empty() {
             request = request.bearer_auth(token);
+        }
+        for (name, value) in headers {
+            request = request.header(*name, value.as_bytes());
         }
         if let Some(body) = body {
             request = request.body(body);

@@ -8,6 +8,7 @@ mod bad_input;
 mod containers;
 mod events;
 mod harness;
+mod idempotency;
 mod plans;
 mod protocol;
 
