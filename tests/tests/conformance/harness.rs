@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use berth_api::time::{Timestamp, monotonic};
 use berth_scheduler::Scheduler;
-use berth_scheduler::config::{Config, LogFormat};
-use berth_scheduler::liveness::Limits;
+use berth_scheduler::config::Config;
 use horizon_client_sdk::{Client, Error, types};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use serde::de::DeserializeOwned;
@@ -139,14 +138,10 @@ impl Stage {
 fn config(dir: &Path) -> Config {
     let any = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
     Config {
-        data_dir: dir.to_owned(),
         listen: any,
         link_listen: any,
         link_names: vec!["127.0.0.1".into()],
-        heartbeat: Duration::from_secs(2),
-        log_format: LogFormat::Text,
-        limits: Limits::default(),
-        platform_issuers: Vec::new(),
+        ..Config::new(dir.to_owned())
     }
 }
 
