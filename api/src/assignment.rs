@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::cluster::Gpu;
-use crate::container::{CpuRange, HealthCheck, LoadBalancerTarget, MemoryRange, ServiceAccountTarget};
+use crate::container::{
+    CpuRange, Granted, HealthCheck, LoadBalancerTarget, MemoryRange, ServiceAccountTarget,
+};
 use crate::id::{ClusterId, ContainerName, MachineId, ReplicaId};
 use crate::time::Timestamp;
 use crate::units::{Bytes, optional_bytes_text};
@@ -125,6 +127,9 @@ pub struct Assignment {
     pub env: BTreeMap<String, String>,
     pub cpu: CpuRange,
     pub memory: MemoryRange,
+    /// What it may use while it is squeezed; absent: all that it desires. It changes while the process runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub granted: Option<Granted>,
     #[serde(
         default,
         with = "optional_bytes_text",
@@ -153,10 +158,27 @@ pub struct Assignment {
 }
 
 impl Assignment {
-    /// Names this content: a process started from another content must be replaced.
+    /// Names this content: a process started from another content must be replaced. What is granted is no part of it: that
+    /// changes while the process runs.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        Digest::of(&canonical_json(self))
+        if self.granted.is_none() {
+            return Digest::of(&canonical_json(self));
+        }
+        let unsqueezed = Self {
+            granted: None,
+            ..self.clone()
+        };
+        Digest::of(&canonical_json(&unsqueezed))
+    }
+
+    /// What its process is capped at.
+    #[must_use]
+    pub fn caps(&self) -> Granted {
+        self.granted.unwrap_or(Granted {
+            cpu: self.cpu.desired,
+            memory: self.memory.desired,
+        })
     }
 }
 

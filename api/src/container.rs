@@ -10,7 +10,8 @@ use crate::id::{ContainerName, GroupId};
 use crate::units::{Bytes, Cpu, bytes_text, optional_bytes_text};
 use crate::volume::{OrdinalVolume, SharedMount};
 
-/// `min` is protected, `desired` is what placement packs with and what the cgroup caps at. Invariant: min <= desired.
+/// `min` is protected, `desired` is what placement packs with and what the cgroup caps at, unless the replica is squeezed
+/// ([`Granted`]). Invariant: min <= desired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuRange {
     pub min: Cpu,
@@ -24,6 +25,15 @@ pub struct MemoryRange {
     pub min: Bytes,
     #[serde(with = "bytes_text")]
     pub desired: Bytes,
+}
+
+/// What a replica may use of vCPU and memory: all that its declaration desires, or less, where it is squeezed.
+/// Invariant: from `min` to `desired` of its declaration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Granted {
+    pub cpu: Cpu,
+    #[serde(with = "bytes_text")]
+    pub memory: Bytes,
 }
 
 /// What one replica needs.
@@ -40,6 +50,26 @@ pub struct Resources {
     pub ephemeral_storage: Option<Bytes>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<Gpu>,
+}
+
+impl Resources {
+    /// All that a replica may use when there is room for it.
+    #[must_use]
+    pub fn desired(&self) -> Granted {
+        Granted {
+            cpu: self.cpu.desired,
+            memory: self.memory.desired,
+        }
+    }
+
+    /// Without this much a replica does not run at all.
+    #[must_use]
+    pub fn min(&self) -> Granted {
+        Granted {
+            cpu: self.cpu.min,
+            memory: self.memory.min,
+        }
+    }
 }
 
 /// Bounds and targets of automatic scaling. Invariant: 1 <= min <= desired <= max.

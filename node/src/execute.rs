@@ -105,6 +105,11 @@ pub async fn perform<H: Host>(
                 .await?;
             Ok(Outcome::Started { pid })
         }
+        Step::Resize { assignment } => {
+            gate.run(Part::Runtime, "changing the limits", host.resize(assignment))
+                .await?;
+            Ok(Outcome::Done)
+        }
         Step::Signal { signal, .. } => {
             gate.run(Part::Runtime, "signalling the process", host.signal(id, *signal))
                 .await?;

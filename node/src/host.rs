@@ -281,6 +281,10 @@ pub trait Host: Send + Sync + 'static {
     /// Starts the task and gives the pid of its first process.
     fn start(&self, replica_id: &ReplicaId, run: u32) -> impl Future<Output = Result<u32, HostError>> + Send;
 
+    /// Caps a running task at what its assignment grants. A process that is gone is a success. One that uses more memory
+    /// than it is to be capped at is left as it is, and the verb fails as [`Fault::Busy`]: the kernel would kill it.
+    fn resize(&self, assignment: &Assignment) -> impl Future<Output = Result<(), HostError>> + Send;
+
     /// Sends a signal to the first process (`Term`) or to all (`Kill`). A process that is gone is a success.
     fn signal(
         &self,

@@ -609,11 +609,18 @@ fn believe(replica: &mut Replica, container: &ObservedContainer, now: Now) {
         replica.memory.started_at = replica.memory.started_at.or(container.created_at);
         replica.memory.started_boot = replica.memory.started_boot.or(Some(now.boot));
     }
+    // The runtime does not tell limits: this daemon knows them, or the ledger. Without it they are set again.
+    let recorded = replica
+        .memory
+        .caps
+        .filter(|_| replica.memory.run == container.run);
+    let caps = ours.and_then(|known| known.caps).or(recorded);
     replica.belief.released = false;
     replica.belief.container = Some(Container {
         revision: container.revision.as_str().into(),
         run: container.run,
         task,
+        caps,
     });
 }
 
@@ -636,6 +643,7 @@ fn waits_until(waiting: &Waiting) -> Option<BootTime> {
     match waiting {
         Waiting::Backoff { until }
         | Waiting::Held { until }
+        | Waiting::Resize { until }
         | Waiting::Drain { until }
         | Waiting::Grace { until }
         | Waiting::Unkillable { until } => Some(*until),

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::assignment::{Assignment, StopReason};
+use berth_api::container::Granted;
 use berth_api::id::ReplicaId;
 use berth_api::replica::{CRASH_LOOP_MIN, Cause, Phase, Usage};
 use berth_api::time::Timestamp;
@@ -127,6 +128,9 @@ pub struct Memory {
     pub cause: Option<Cause>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed_at: Option<Timestamp>,
+    /// What the present run is capped at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caps: Option<Granted>,
     /// Of the assignment it was last started from, for the grace and the name once it is in no list.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_grace_ms: Option<u64>,
@@ -168,6 +172,8 @@ pub struct Container {
     pub revision: Arc<str>,
     pub run: u32,
     pub task: Task,
+    /// What it is capped at; unknown without a row in the ledger.
+    pub caps: Option<Granted>,
 }
 
 /// What the node believes to exist on the machine.
@@ -207,6 +213,10 @@ pub enum Step {
         run: u32,
         signal: Signal,
     },
+    /// Changes what the running process is capped at.
+    Resize {
+        assignment: Arc<Assignment>,
+    },
     /// Task and container.
     Delete,
     /// Network, ephemeral storage, volumes, log.
@@ -223,6 +233,7 @@ impl Step {
             Self::Create { .. } => "create",
             Self::Start { .. } => "start",
             Self::Signal { .. } => "signal",
+            Self::Resize { .. } => "resize",
             Self::Delete => "delete",
             Self::Release => "release",
         }
@@ -300,6 +311,10 @@ pub enum Waiting {
     Drain {
         until: BootTime,
     },
+    /// Runs, and its limits could not be changed; that is tried again then.
+    Resize {
+        until: BootTime,
+    },
     /// SIGTERM was sent; SIGKILL is due then.
     Grace {
         until: BootTime,
@@ -332,6 +347,8 @@ pub struct Replica {
     pub hold: Option<BootTime>,
     /// Failures in a row on the way down.
     pub holds: u32,
+    /// A failed change of limits is not repeated before this, how often it failed in a row, and why.
+    pub resize_hold: Option<(BootTime, u32, String)>,
     /// What it waits for when no step is under way.
     pub waiting: Option<Waiting>,
     /// How far the preparation under way is.
@@ -371,6 +388,7 @@ impl Replica {
             cancelled: false,
             hold: None,
             holds: 0,
+            resize_hold: None,
             waiting: None,
             preparing: Part::Image,
             progress: None,
@@ -442,7 +460,9 @@ impl Replica {
             Task::Broken | Task::Exited(_) => self.unless_held(now, Step::Delete),
             Task::Created if container.revision == *revision => Next::Act(Step::Start { run: container.run }),
             Task::Created => self.unless_held(now, Step::Delete),
-            Task::Running { .. } if container.revision == *revision => Next::Wait(Waiting::Running),
+            Task::Running { .. } if container.revision == *revision => {
+                self.next_running(container, assignment, now)
+            }
             // An update: the image comes first, so that a missing one does not take the old process down.
             Task::Running { .. } => match self.memory.retry_at {
                 Some(until) if now.boot < until => Next::Wait(Waiting::Backoff { until }),
@@ -453,6 +473,18 @@ impl Replica {
             },
             Task::Unknown { reason, .. } => Next::Wait(Waiting::Runtime {
                 reason: reason.clone(),
+            }),
+        }
+    }
+
+    /// A process that runs what it should may be capped at another amount.
+    fn next_running(&self, container: &Container, assignment: &Arc<Assignment>, now: Now) -> Next {
+        let is_right = container.caps == Some(assignment.caps());
+        match &self.resize_hold {
+            _ if is_right => Next::Wait(Waiting::Running),
+            Some((until, ..)) if now.boot < *until => Next::Wait(Waiting::Resize { until: *until }),
+            _ => Next::Act(Step::Resize {
+                assignment: Arc::clone(assignment),
             }),
         }
     }

@@ -5,7 +5,8 @@
 //!
 //! **Growth** is by packing: machines of the group's kind are imagined and placement is asked ([`growth`]). Machines that are
 //! initializing count as there for [`Thresholds::boot_max_ms`], or each look would order more; draining and unhealthy ones do
-//! not. A replica larger than any machine of its group orders nothing.
+//! not. A replica larger than any machine of its group orders nothing. A stateless replica that is squeezed counts as one that
+//! would leave its place for a whole one; a stateful one stays where its disk is, so a machine more would not help it.
 //!
 //! **Utilisation** is what replicas hold of the running machines, less reserves, in the scarcest dimension (vCPU, memory,
 //! ephemeral storage, GPUs). Above [`Thresholds::high_percent`] the group wants as many machines as bring it there: one, in a
@@ -26,6 +27,7 @@ mod shrink;
 use std::collections::BTreeSet;
 
 use berth_api::cluster::CapacityGroup;
+use berth_api::container::Granted;
 use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId, Zone};
 use berth_api::machine::MachineStatus;
 use berth_api::rest::cluster::CapacityReason;
@@ -67,13 +69,15 @@ impl Default for Thresholds {
     }
 }
 
-/// A replica that has no place, or must leave the one it has and has no other.
+/// A replica that has no place, or must leave the one it has and has no other, or is squeezed and could leave it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Unmet {
     pub container: ContainerName,
     pub ordinal: Option<u32>,
     /// The replica in whose stead it would come, where that one is still there.
     pub instead_of: Option<ReplicaId>,
+    /// What it has already, where it has a place and is squeezed: it would leave that for one with all that it desires.
+    pub squeezed: Option<Granted>,
 }
 
 impl Unmet {
@@ -142,7 +146,7 @@ pub struct Outlook {
     pub reason: CapacityReason,
     /// Since when fewer machines would do.
     pub low_since: Option<Timestamp>,
-    /// Replicas without a place, those that are too large included.
+    /// Replicas without a place, those that are too large included; squeezed ones have a place.
     pub unplaced: u32,
     /// Machines beyond those that run or come, for all of them that are not too large; as many as the group may have, when
     /// [`Self::suffices`] is false.
@@ -258,6 +262,35 @@ pub fn plan(
         .collect()
 }
 
+/// For each of these replicas without a place, whether no machine is to be waited for: its group has as many as it may have,
+/// and those of them that are still to come could not take it.
+#[must_use]
+pub fn is_beyond_max(world: &World, unmet: &[Unmet], thresholds: &Thresholds, now: Timestamp) -> Vec<bool> {
+    let mut beyond = vec![false; unmet.len()];
+    for group in &world.spec().capacity_groups {
+        let of_group = |unmet: &Unmet| {
+            let container = world.container(&unmet.container);
+            container.is_some_and(|container| container.spec.capacity_group == group.group_id)
+        };
+        let asking: Vec<&Unmet> = unmet.iter().filter(|unmet| of_group(unmet)).collect();
+        let census = Census::of(world, group, thresholds, now);
+        if asking.is_empty() || census.working() < group.max_size {
+            continue;
+        }
+        let left = if census.initializing.is_empty() {
+            asking
+        } else {
+            let mut hypothesis = hypothesis::Hypothesis::of(world);
+            hypothesis.boot(census.initializing.iter().map(|machine| &machine.spec.machine_id));
+            hypothesis.unplaced(&asking)
+        };
+        for (unmet, beyond) in unmet.iter().zip(&mut beyond) {
+            *beyond |= left.iter().any(|other| std::ptr::eq(*other, unmet));
+        }
+    }
+    beyond
+}
+
 /// The entries that make the world remember a plan; none where it already does.
 #[must_use]
 pub fn entries(world: &World, outlooks: &[Outlook], at: Timestamp) -> Vec<Entry> {
@@ -303,7 +336,9 @@ struct Target {
 
 impl Planner<'_> {
     fn outlook(&self) -> Outlook {
-        let known = self.world.wish(&self.group.group_id);
+        let mut known = self.world.wish(&self.group.group_id);
+        // The maximum may have been lowered since.
+        known.desired = known.desired.min(self.group.max_size);
         let working = self.census.working();
         let upward = self.ordered(self.upward(), &known);
         let mut low_since = self.is_low(upward).then(|| known.low_since.unwrap_or(self.now));
@@ -322,7 +357,7 @@ impl Planner<'_> {
             desired: target.desired,
             reason: target.reason,
             low_since,
-            unplaced: count(self.unmet.len()),
+            unplaced: count(self.unmet.iter().filter(|unmet| unmet.squeezed.is_none()).count()),
             needed: self.growth.machines(),
             needed_at_least: self.growth.bound,
             suffices: self.growth.suffices,

@@ -10,7 +10,7 @@ mod whole;
 
 use std::net::IpAddr;
 
-use berth_api::container::ContainerSpec;
+use berth_api::container::{ContainerSpec, Granted};
 use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
 
 use crate::entry::{CapacityWish, Entry, MachineHealthState, Placed};
@@ -116,6 +116,7 @@ struct Holder<'a> {
     ordinal: Option<u32>,
     ip: IpAddr,
     host_port: Option<u16>,
+    granted: Option<Granted>,
 }
 
 impl<'a> From<&'a Replica> for Holder<'a> {
@@ -127,6 +128,7 @@ impl<'a> From<&'a Replica> for Holder<'a> {
             ordinal: replica.ordinal,
             ip: replica.ip,
             host_port: replica.host_port,
+            granted: replica.granted,
         }
     }
 }
@@ -140,6 +142,7 @@ impl<'a> From<&'a Placed> for Holder<'a> {
             ordinal: placed.ordinal,
             ip: placed.ip,
             host_port: placed.host_port,
+            granted: placed.granted,
         }
     }
 }
@@ -155,9 +158,13 @@ impl Holder<'_> {
             return Amounts::default();
         };
         let resources = &spec.resources;
+        let cpu = self.granted.map_or(resources.cpu.desired, |granted| granted.cpu);
+        let memory = self
+            .granted
+            .map_or(resources.memory.desired, |granted| granted.memory);
         [
-            resources.cpu.desired.micros().into(),
-            resources.memory.desired.get().into(),
+            cpu.micros().into(),
+            memory.get().into(),
             resources.ephemeral_storage.map_or(0, |bytes| bytes.get().into()),
             resources.gpu.as_ref().map_or(0, |gpu| gpu.count.into()),
         ]
@@ -177,6 +184,16 @@ fn declared(container: &Container, revision: u64) -> Option<&ContainerSpec> {
         return Some(&container.spec);
     }
     container.older.get(&revision)
+}
+
+/// Whether a grant is what it may be: less than is desired of something, and nowhere more than that or less than the minimum.
+fn is_grant(spec: &ContainerSpec, granted: Granted) -> bool {
+    let (cpu, memory) = (spec.resources.cpu, spec.resources.memory);
+    let is_within = granted.cpu >= cpu.min
+        && granted.cpu <= cpu.desired
+        && granted.memory >= memory.min
+        && granted.memory <= memory.desired;
+    is_within && (granted.cpu < cpu.desired || granted.memory < memory.desired)
 }
 
 /// What replicas may hold of a machine in all.

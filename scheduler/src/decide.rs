@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use berth_api::container::Granted;
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
 
 use crate::announce;
@@ -14,6 +15,7 @@ use crate::entry::{Entry, MachineHealthState, Placed, StopCause};
 use crate::liveness::{self, Freeze, Limits};
 use crate::placement::{self, Fleet, Place, Request, Unplaced, Why};
 use crate::reconcile::{self, Plan, Purpose, Start, Wait, WaitReason};
+use crate::squeeze::Placeless;
 use crate::world::{Allocated, Container, Now, Observed, Replica, World};
 
 /// What to append, in this order, and why nothing else.
@@ -120,6 +122,8 @@ struct Outcome {
     unplaced: BTreeMap<ContainerName, u32>,
     /// Those that a machine more could help.
     unmet: Vec<Unmet>,
+    /// Those that go before anybody who has a place and could have more.
+    placeless: Vec<Placeless>,
 }
 
 impl Outcome {
@@ -138,7 +142,19 @@ impl Outcome {
                 container: container.clone(),
                 ordinal,
                 instead_of: instead_of.cloned(),
+                squeezed: None,
             });
+            self.push_placeless(container, ordinal);
+        }
+    }
+
+    fn push_placeless(&mut self, container: &ContainerName, ordinal: Option<u32>) {
+        let placeless = Placeless {
+            container: container.clone(),
+            ordinal,
+        };
+        if self.placeless.last() != Some(&placeless) {
+            self.placeless.push(placeless);
         }
     }
 }
@@ -161,6 +177,12 @@ struct Draft<'a> {
 struct Wanted {
     container: ContainerName,
     start: Start,
+}
+
+/// A place, and what is granted there where that is less than desired.
+struct Found {
+    place: Place,
+    granted: Option<Granted>,
 }
 
 impl Draft<'_> {
@@ -253,6 +275,8 @@ impl Draft<'_> {
             }
             self.move_stateful(name, plan, &mut outcome);
         }
+        self.grow(&outcome.placeless);
+        self.relieve(&plans, &mut outcome);
         self.plans = plans;
         outcome.waits.sort_by(|one, other| {
             (&one.container, &one.replica_id).cmp(&(&other.container, &other.replica_id))
@@ -274,20 +298,31 @@ impl Draft<'_> {
                 .collect();
             placement::place(&Fleet::of(world), &requests)
         };
+        let mut left = vec![];
         for (wanted, place) in wanted.into_iter().zip(places) {
             match place {
-                Ok(place) => self.push_place(wanted, place),
-                Err(unplaced) => self.wait_for_place(&wanted, unplaced, &mut no_room, outcome),
+                Ok(place) => self.push_place(wanted, Found { place, granted: None }),
+                Err(unplaced) => left.push((wanted, unplaced)),
+            }
+        }
+        let found = self.squeeze(&left);
+        for ((wanted, unplaced), found) in left.into_iter().zip(found) {
+            match found {
+                Some(found) => self.push_place(wanted, found),
+                None => self.wait_for_place(&wanted, unplaced, &mut no_room, outcome),
             }
         }
         no_room
     }
 
-    fn push_place(&mut self, wanted: Wanted, place: Place) {
-        let container = self
-            .world
-            .container(&wanted.container)
-            .expect("only containers that are there ask for places");
+    fn container(&self, name: &ContainerName) -> &Container {
+        self.world
+            .container(name)
+            .expect("only containers that are there ask for places")
+    }
+
+    fn push_place(&mut self, wanted: Wanted, Found { place, granted }: Found) {
+        let container = self.container(&wanted.container);
         let replica_id = match wanted.start.ordinal {
             Some(ordinal) => ReplicaId::stateful(&wanted.container, ordinal),
             None => stateless_id(&self.world, &wanted.container, &place.machine_id),
@@ -301,6 +336,11 @@ impl Draft<'_> {
             ip: place.ip,
             host_port: place.host_port,
             chosen: Some(place.chosen),
+            granted,
+            relieves: match &wanted.start.purpose {
+                Purpose::Relief(squeezed) => Some(squeezed.clone()),
+                Purpose::Missing | Purpose::InsteadOf(_) | Purpose::Surge => None,
+            },
             at: self.now.wall,
         };
         self.push(Entry::ReplicaPlaced(placed));
@@ -317,29 +357,19 @@ impl Draft<'_> {
         outcome: &mut Outcome,
     ) {
         let name = &wanted.container;
-        let container = self
-            .world
-            .container(name)
-            .expect("only containers that are there ask for places");
+        let container = self.container(name);
         let since = container.unplaced_since.unwrap_or(self.now.wall);
         let (replica_id, reason) = match &wanted.start.purpose {
             Purpose::Missing | Purpose::InsteadOf(_) => {
-                // A silent machine gives nothing back, so nobody is made to wait for it.
-                let is_room_coming = self.world.replicas_of(name).any(|replica| {
-                    !replica.is_live()
-                        && self
-                            .world
-                            .machine(&replica.machine_id)
-                            .is_some_and(|machine| machine.health == MachineHealthState::Running)
-                });
                 let replica_id = match &wanted.start.purpose {
                     Purpose::InsteadOf(former) => Some(former.clone()),
-                    Purpose::Missing | Purpose::Surge => wanted
+                    Purpose::Missing | Purpose::Surge | Purpose::Relief(_) => wanted
                         .start
                         .ordinal
                         .map(|ordinal| ReplicaId::stateful(name, ordinal)),
                 };
-                if is_room_coming {
+                if self.is_room_coming(name) {
+                    outcome.push_placeless(name, wanted.start.ordinal);
                     (replica_id, WaitReason::RoomComing)
                 } else {
                     *outcome.unplaced.entry(name.clone()).or_default() += 1;
@@ -354,6 +384,7 @@ impl Draft<'_> {
                 }
                 (None, WaitReason::NoRoomToMove(unplaced))
             }
+            Purpose::Relief(_) => unreachable!("a relief without a place is not asked for again"),
         };
         outcome.waits.push(Wait {
             container: name.clone(),
@@ -361,6 +392,16 @@ impl Draft<'_> {
             reason,
             since,
         });
+    }
+
+    /// Replicas of the container that stop will leave room. A silent machine gives nothing back, so nobody is made to wait for
+    /// it.
+    fn is_room_coming(&self, name: &ContainerName) -> bool {
+        let gives_back = |replica: &Replica| {
+            let machine = self.world.machine(&replica.machine_id);
+            !replica.is_live() && machine.is_some_and(|machine| machine.health == MachineHealthState::Running)
+        };
+        self.world.replicas_of(name).any(gives_back)
     }
 
     /// A surge without room waits for a machine only where nothing else can end its wait: a draining machine has to be left,
@@ -389,6 +430,9 @@ impl Draft<'_> {
             let place = placement::place(&Fleet::of(&self.world), &[request]).pop();
             match place.expect("one request has one outcome") {
                 Ok(_) => self.push_stop(replica_id.clone(), StopCause::MachineDraining),
+                Err(unplaced) if self.is_squeezed_elsewhere(replica, &unplaced) => {
+                    self.push_stop(replica_id.clone(), StopCause::MachineDraining);
+                }
                 Err(unplaced) => {
                     outcome.push_unmet(name, replica.ordinal, Some(replica_id), &unplaced.why);
                     outcome.waits.push(Wait {
@@ -411,7 +455,9 @@ impl Draft<'_> {
 fn container_of(world: &World, entry: &Entry) -> Option<ContainerName> {
     match entry {
         Entry::ReplicaPlaced(placed) => Some(placed.container.clone()),
-        Entry::ReplicaStopping { replica_id, .. } | Entry::ReplicaGone { replica_id, .. } => {
+        Entry::ReplicaResized { replica_id, .. }
+        | Entry::ReplicaStopping { replica_id, .. }
+        | Entry::ReplicaGone { replica_id, .. } => {
             world.replica(replica_id).map(|replica| replica.container.clone())
         }
         Entry::UnplacedChanged { container, .. } => Some(container.clone()),
@@ -483,6 +529,8 @@ fn stateless_id(world: &World, container: &ContainerName, machine: &MachineId) -
     ReplicaId::new(format!("{container}-{machine}-{suffix}"))
         .expect("short enough and without control characters")
 }
+
+mod squeezed;
 
 #[cfg(test)]
 mod absurd;

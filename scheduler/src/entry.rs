@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use berth_api::assignment::StopReason;
 use berth_api::cluster::{CapacityGroup, ClusterSpec};
-use berth_api::container::ContainerSpec;
+use berth_api::container::{ContainerSpec, Granted};
 use berth_api::event::Event;
 use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
 use berth_api::machine::MachineSpec;
@@ -152,6 +152,8 @@ pub enum StopCause {
     MachineUnhealthy,
     ContainerStopped,
     ContainerDeleted,
+    /// It was squeezed, and one with all that it desires has taken its place.
+    Relieved,
 }
 
 impl StopCause {
@@ -160,7 +162,7 @@ impl StopCause {
     pub fn wire(self) -> StopReason {
         match self {
             Self::ScaledDown | Self::ContainerStopped => StopReason::ScaledDown,
-            Self::Updated => StopReason::Updated,
+            Self::Updated | Self::Relieved => StopReason::Updated,
             Self::MachineDraining | Self::MachineUnhealthy => StopReason::MachineDraining,
             Self::ContainerDeleted => StopReason::ContainerDeleted,
         }
@@ -176,6 +178,7 @@ impl fmt::Display for StopCause {
             Self::MachineUnhealthy => "its machine is unhealthy",
             Self::ContainerStopped => "the container was stopped",
             Self::ContainerDeleted => "the container was deleted",
+            Self::Relieved => "it was squeezed, and another has taken its place",
         })
     }
 }
@@ -198,6 +201,12 @@ pub struct Placed {
     /// Why this machine; unknown for replicas placed before this was recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chosen: Option<Chosen>,
+    /// Less than the declaration desires; absent: all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub granted: Option<Granted>,
+    /// The squeezed replica that leaves when this one is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relieves: Option<ReplicaId>,
     pub at: Timestamp,
 }
 
@@ -302,6 +311,14 @@ pub enum Entry {
     /// How many machines a capacity group should have, or why, or since when fewer would do, has changed.
     CapacityWished(CapacityWish),
     ReplicaPlaced(Placed),
+    /// A squeezed replica is given more of its machine, while it runs.
+    ReplicaResized {
+        replica_id: ReplicaId,
+        /// From now on; absent: all that its declaration desires.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        granted: Option<Granted>,
+        at: Timestamp,
+    },
     ReplicaStopping {
         replica_id: ReplicaId,
         cause: StopCause,
@@ -346,6 +363,7 @@ impl Entry {
             | Self::ContainerStarted { at, .. }
             | Self::ContainerDeleted { at, .. }
             | Self::UnplacedChanged { at, .. }
+            | Self::ReplicaResized { at, .. }
             | Self::ReplicaStopping { at, .. }
             | Self::ReplicaGone { at, .. }
             | Self::EpochStarted { at, .. } => *at,
@@ -394,7 +412,7 @@ mod tests {
     }
 
     /// Kinds of entries there are.
-    const KINDS: usize = 22;
+    const KINDS: usize = 23;
 
     fn kind(entry: &Entry) -> String {
         let value: serde_json::Value = serde_json::from_slice(&entry.to_record()).unwrap();

@@ -31,6 +31,7 @@ pub mod repack;
 pub mod rest;
 mod scheduler;
 mod server;
+pub mod squeeze;
 pub mod status;
 pub mod store;
 pub mod tokens;

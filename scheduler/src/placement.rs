@@ -203,6 +203,37 @@ pub fn place_in(fleet: &mut Fleet, requests: &[Request<'_>]) -> Vec<Result<Place
     outcomes
 }
 
+/// Gives a request a place at the first of `amounts` that fits anywhere, and takes the last of them, which is no more than
+/// the others, from the fleet. None when not even that fits.
+pub(crate) fn place_at_most(
+    fleet: &mut Fleet,
+    request: &Request<'_>,
+    amounts: &[Allocated],
+) -> Option<Place> {
+    if fleet.volume_writer(request).is_some() {
+        return None;
+    }
+    let least = Request {
+        amounts: *amounts.last()?,
+        ..*request
+    };
+    let least = fleet.ask(&least).ok()?;
+    for amounts in amounts {
+        let request = Request {
+            amounts: *amounts,
+            ..*request
+        };
+        let ask = fleet.ask(&request).ok()?;
+        if let Some(choice) = fleet.engine.choose(&ask) {
+            let place = fleet.take(choice, &ask, &request);
+            fleet.engine.release(&ask, choice);
+            fleet.engine.take(&least, choice);
+            return Some(place);
+        }
+    }
+    None
+}
+
 /// What of a burst finds a place.
 fn place_burst(fleet: &mut Fleet, requests: &[Request<'_>], burst: &[(usize, Ask)]) -> Vec<(usize, Place)> {
     let asks: Vec<Ask> = burst.iter().map(|(_, ask)| *ask).collect();

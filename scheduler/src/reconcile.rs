@@ -10,7 +10,8 @@ mod stateless;
 
 use std::fmt;
 
-use berth_api::id::{ContainerName, MachineId, ReplicaId};
+use berth_api::container::Granted;
+use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
 use berth_api::replica::{CRASH_LOOP_MIN, Phase};
 use berth_api::time::Timestamp;
 
@@ -30,6 +31,10 @@ pub struct Plan {
     pub moving: Vec<ReplicaId>,
     /// Retired, one of them, when a surge found no room and all else is ready; empty when that is not allowed.
     pub make_room: Option<ReplicaId>,
+    /// Stateless, squeezed and staying: a machine more could give each of them all that it desires.
+    pub squeezed: Vec<ReplicaId>,
+    /// The one of `squeezed` that is replaced as soon as there is room for a whole one.
+    pub relieve: Option<ReplicaId>,
     /// Live and left alone.
     pub keep: Vec<ReplicaId>,
     pub wait: Vec<Wait>,
@@ -51,6 +56,8 @@ pub enum Purpose {
     InsteadOf(ReplicaId),
     /// Beyond the wanted count, to retire another when it is ready; without a place the rollout or drain waits.
     Surge,
+    /// As a surge, to retire this squeezed one; without a place nothing happens.
+    Relief(ReplicaId),
 }
 
 /// One thing that waits.
@@ -86,6 +93,19 @@ pub enum WaitReason {
     Ready { replica_id: ReplicaId },
     /// The rollout or drain goes on when this ordinal is back.
     Ordinal { ordinal: u32 },
+    /// It runs with less than it desires.
+    Squeezed(Box<Squeeze>),
+}
+
+/// A squeezed replica and what it lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Squeeze {
+    pub machine_id: MachineId,
+    pub group: GroupId,
+    pub granted: Granted,
+    pub desired: Granted,
+    /// A stateful one grows only where it is.
+    pub is_bound: bool,
 }
 
 /// Everything that a plan is made from.
@@ -216,6 +236,12 @@ impl<'a> Context<'a> {
             if !plan.stop.iter().any(|(id, _)| *id == replica.replica_id) {
                 plan.keep.push(replica.replica_id.clone());
             }
+            let squeeze = Squeeze::of(self.world, replica);
+            if let Some(squeeze) = squeeze.filter(|_| self.container.wanted() > 0) {
+                let reason = WaitReason::Squeezed(Box::new(squeeze));
+                plan.wait
+                    .push(self.wait(Some(replica), reason, replica.placed_at));
+            }
             if self.container.wanted() > 0 && self.is_silent(replica) {
                 let machine = self.machine(replica);
                 let machine_id = replica.machine_id.clone();
@@ -229,6 +255,56 @@ impl<'a> Context<'a> {
                     .push(self.wait(Some(replica), reason, machine.health_since));
             }
         }
+    }
+}
+
+impl Squeeze {
+    /// None for a replica that has all that it desires.
+    pub(crate) fn of(world: &World, replica: &Replica) -> Option<Self> {
+        let granted = replica.granted?;
+        let spec = world.spec_of(replica);
+        Some(Self {
+            machine_id: replica.machine_id.clone(),
+            group: spec.capacity_group.clone(),
+            granted,
+            desired: spec.resources.desired(),
+            is_bound: replica.ordinal.is_some(),
+        })
+    }
+
+    fn helps(&self) -> String {
+        let Self {
+            machine_id, group, ..
+        } = self;
+        let bound = format!("other replicas leave machine {machine_id}");
+        if self.is_bound {
+            format!("{bound} (its volume keeps it there); or ask for less in resources")
+        } else {
+            format!("raise maxSize of group {group}; or {bound}; or ask for less in resources")
+        }
+    }
+}
+
+/// What it has of what it desires, where that is less.
+impl fmt::Display for Squeeze {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (granted, desired) = (self.granted, self.desired);
+        f.write_str("runs with ")?;
+        if granted.cpu < desired.cpu {
+            write!(f, "{} of {} vCPU", granted.cpu, desired.cpu)?;
+        }
+        if granted.cpu < desired.cpu && granted.memory < desired.memory {
+            f.write_str(" and ")?;
+        }
+        if granted.memory < desired.memory {
+            write!(
+                f,
+                "{} of {} of memory",
+                granted.memory.rounded(),
+                desired.memory.rounded()
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -259,6 +335,13 @@ impl fmt::Display for WaitReason {
             }
             Self::Ready { replica_id } => write!(f, "replica {replica_id} to be ready"),
             Self::Ordinal { ordinal } => write!(f, "ordinal {ordinal} to run and be ready"),
+            Self::Squeezed(squeeze) => {
+                write!(
+                    f,
+                    "room on machine {}: it is squeezed, {squeeze}",
+                    squeeze.machine_id
+                )
+            }
         }
     }
 }
@@ -289,6 +372,7 @@ impl WaitReason {
             }
             Self::Ready { replica_id } => format!("see why replica {replica_id} is not ready"),
             Self::Ordinal { ordinal } => format!("see why ordinal {ordinal} is not ready"),
+            Self::Squeezed(squeeze) => squeeze.helps(),
         }
     }
 }

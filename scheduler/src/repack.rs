@@ -255,7 +255,7 @@ fn replica(world: &World, names: &Names<'_>, replica: &world::Replica, numbers: 
         .machine(&replica.machine_id)
         .expect("a replica is on a registered machine");
     let volume = replica.ordinal.and_then(|ordinal| spec.volume(ordinal));
-    let held = Allocated::of(spec);
+    let held = replica.held(world);
     let gpu = spec.resources.gpu.as_ref().map(|gpu| &gpu.kind);
     let kinds = numbers
         .kinds
@@ -341,14 +341,14 @@ fn verify(world: &World, names: &Names<'_>, plan: &Plan, limit: Limit) -> Result
             {
                 return Err(format!("stateful replica {id} would leave its zone or must stay"));
             }
-            let sum = held[one.to].checked_plus(&Allocated::of(spec));
+            let sum = held[one.to].checked_plus(&replica.held(world));
             held[one.to] = sum
                 .filter(|sum| sum.fits_in(&target.usable()))
                 .ok_or_else(|| format!("machine {} has no room for replica {id}", target.spec.machine_id))?;
             counts[one.to] += 1;
         }
         for one in moves() {
-            let needs = Allocated::of(world.spec_of(names.replicas[one.replica]));
+            let needs = names.replicas[one.replica].held(world);
             held[one.from] = held[one.from].less(&needs);
             counts[one.from] -= 1;
             places[one.replica] = one.to;

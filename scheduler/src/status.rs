@@ -10,6 +10,7 @@ use berth_api::rest::container::{ContainerState, ContainerStatus, ContainerStatu
 
 use crate::decide::request;
 use crate::placement::{self, Fleet, Unplaced};
+use crate::reconcile::Squeeze;
 use crate::world::{Container, Observed, Readiness, Replica, World};
 
 /// Status, reason and message of a container; none for one that does not exist.
@@ -57,6 +58,7 @@ pub fn container_state(world: &World, observed: &Observed, name: &ContainerName)
         state.message = Some(failure_message(replica, report));
     } else if ready >= wanted {
         state.status = ContainerStatus::Running;
+        state.message = squeezed_message(world, &live);
     } else {
         state.status = ContainerStatus::Pending;
         state.message = Some(format!("{ready} of {wanted} replicas are ready"));
@@ -112,6 +114,17 @@ pub(crate) fn unplaced_message(world: &World, container: &Container) -> String {
         Some(unplaced) => format!("{count} replicas have no place: {unplaced}"),
         None => format!("{count} replicas have no place yet"),
     }
+}
+
+/// How many replicas run with less than they desire, and what the first of them has.
+fn squeezed_message(world: &World, live: &[&Replica]) -> Option<String> {
+    let squeezes: Vec<Squeeze> = live
+        .iter()
+        .filter_map(|replica| Squeeze::of(world, replica))
+        .collect();
+    let first = squeezes.first()?;
+    let (squeezed, live) = (squeezes.len(), live.len());
+    Some(format!("{squeezed} of {live} replicas are squeezed: one {first}"))
 }
 
 pub(crate) fn failure_message(replica: &Replica, report: &ReplicaStatus) -> String {

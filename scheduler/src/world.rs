@@ -18,7 +18,7 @@ use std::net::IpAddr;
 
 use berth_api::assignment::Assignment;
 use berth_api::cluster::{ClusterSpec, Gpu};
-use berth_api::container::ContainerSpec;
+use berth_api::container::{ContainerSpec, Granted};
 use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
 use berth_api::machine::{AssignedNetwork, MachineSpec, MachineStatus};
 use berth_api::rest::cluster::CapacityReason;
@@ -97,7 +97,7 @@ pub struct Machine {
     pub replicas: BTreeSet<ReplicaId>,
 }
 
-/// What replicas hold of a machine: `desired` of every one that is not gone.
+/// What replicas hold of a machine: what every one that is not gone was granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Allocated {
@@ -147,6 +147,12 @@ pub struct Replica {
     /// Why this machine; unknown for replicas placed before this was recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chosen: Option<Chosen>,
+    /// Less than its declaration desires, where it is squeezed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub granted: Option<Granted>,
+    /// The squeezed replica that leaves when this one is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relieves: Option<ReplicaId>,
     pub stopping: Option<Stopping>,
 }
 
@@ -440,7 +446,17 @@ impl Allocated {
             && self.gpus <= room.gpus
     }
 
-    /// What one replica of a declaration holds.
+    /// What one replica of a declaration holds with this much granted to it.
+    #[must_use]
+    pub fn granted(spec: &ContainerSpec, granted: Granted) -> Self {
+        Self {
+            cpu: granted.cpu,
+            memory: granted.memory,
+            ..Self::of(spec)
+        }
+    }
+
+    /// What one replica of a declaration holds when it has all that it desires.
     #[must_use]
     pub fn of(spec: &ContainerSpec) -> Self {
         Self {
@@ -457,6 +473,16 @@ impl Replica {
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.stopping.is_none()
+    }
+
+    /// What it holds of its machine.
+    ///
+    /// # Panics
+    /// As [`World::spec_of`].
+    #[must_use]
+    pub fn held(&self, world: &World) -> Allocated {
+        let spec = world.spec_of(self);
+        Allocated::granted(spec, self.granted.unwrap_or_else(|| spec.resources.desired()))
     }
 
     /// What its machine must run for it.

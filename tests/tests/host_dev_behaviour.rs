@@ -13,5 +13,6 @@ mod behaviour {
     mod logs;
     mod loss;
     mod names;
+    mod squeeze;
     mod storage;
 }

@@ -27,6 +27,7 @@ const PURE: [&str; 26] = [
     "scheduler/src/reconcile.rs",
     "scheduler/src/repack.rs",
     "scheduler/src/reconcile",
+    "scheduler/src/squeeze.rs",
     "scheduler/src/status.rs",
     "scheduler/src/world.rs",
     "scheduler/src/world",

@@ -447,7 +447,7 @@ pub struct ReplicaAssignment {
     pub machine_id: MachineId,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ordinal: Option<u32>,
-    /// What the machine must grant: `desired`.
+    /// What the machine must grant: `desired`, or less while the replica is squeezed.
     pub cpu: String,
     pub memory: String,
     pub ip: IpAddr,
@@ -477,8 +477,8 @@ impl ReplicaAssignment {
             container_name: assignment.container.clone(),
             machine_id: machine_id.clone(),
             ordinal: assignment.ordinal,
-            cpu: assignment.cpu.desired.to_string(),
-            memory: assignment.memory.desired.to_string(),
+            cpu: assignment.caps().cpu.to_string(),
+            memory: assignment.caps().memory.to_string(),
             ip: assignment.ip,
             ports: assignment.ports.clone(),
             host_port: assignment.host_port,

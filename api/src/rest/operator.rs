@@ -68,7 +68,7 @@ pub struct ReplicaView {
     /// Runs something else than its container now declares: a rollout will replace it.
     #[serde(default)]
     pub outdated: bool,
-    /// What placement packs with.
+    /// What placement packs with: what it desires, or what it is granted while it is squeezed.
     pub cpu: Cpu,
     pub memory: Bytes,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -73,7 +73,7 @@ pub(crate) fn machine_paint(status: MachineStatus) -> Paint {
 
 /// Why a replica is not where it should be, in a few words; none when all is well.
 pub(crate) fn trouble(replica: &ReplicaView, now: Timestamp) -> Option<String> {
-    if replica.ready && replica.recent_crashes == 0 {
+    if replica.ready && replica.recent_crashes == 0 && replica.wait.is_none() {
         return None;
     }
     let wait = replica.wait.as_ref().map(|wait| {

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use berth_api::assignment::Assignment;
+use berth_api::container::Granted;
 use berth_api::id::ReplicaId;
 use berth_api::time::Timestamp;
 use berth_api::units::Bytes;
@@ -33,6 +34,7 @@ pub enum Verb {
     Create,
     Start,
     Signal,
+    Resize,
     Delete,
     DetachNetwork,
     RemoveEphemeral,
@@ -43,7 +45,7 @@ pub enum Verb {
 
 impl Verb {
     /// Every verb that can fail.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Observe,
         Self::EnsureImage,
         Self::PrepareVolumes,
@@ -53,6 +55,7 @@ impl Verb {
         Self::Create,
         Self::Start,
         Self::Signal,
+        Self::Resize,
         Self::Delete,
         Self::DetachNetwork,
         Self::RemoveEphemeral,
@@ -75,6 +78,7 @@ pub enum When {
 struct FakeContainer {
     revision: String,
     run: u32,
+    caps: Granted,
     task: ObservedTask,
 }
 
@@ -259,6 +263,12 @@ impl FakeHost {
             .map(|container| container.revision.clone())
     }
 
+    /// What a replica's process is capped at.
+    #[must_use]
+    pub fn caps(&self, id: &ReplicaId) -> Option<Granted> {
+        self.machine().containers.get(id).map(|container| container.caps)
+    }
+
     /// Every call so far, in order.
     #[must_use]
     pub fn calls(&self) -> Vec<(Verb, ReplicaId)> {
@@ -293,7 +303,7 @@ impl Machine {
         }
         let runtime = matches!(
             verb,
-            Verb::Observe | Verb::Create | Verb::Start | Verb::Signal | Verb::Delete
+            Verb::Observe | Verb::Create | Verb::Start | Verb::Signal | Verb::Resize | Verb::Delete
         );
         if self.unreachable && runtime {
             return Err(HostError::infrastructure("the runtime does not answer"));
@@ -355,6 +365,7 @@ impl Machine {
             FakeContainer {
                 revision,
                 run,
+                caps: assignment.caps(),
                 task: ObservedTask::Created,
             },
         );
@@ -459,6 +470,16 @@ impl Host for FakeHost {
             Ok(())
         })?;
         Ok(started)
+    }
+
+    async fn resize(&self, assignment: &Assignment) -> Result<(), HostError> {
+        let id = &assignment.replica_id;
+        self.act(Verb::Resize, id, |machine| {
+            if let Some(container) = machine.containers.get_mut(id) {
+                container.caps = assignment.caps();
+            }
+            Ok(())
+        })
     }
 
     async fn signal(&self, replica_id: &ReplicaId, signal: Signal) -> Result<(), HostError> {

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_api::assignment::Assignment;
+use berth_api::container::{CpuRange, MemoryRange};
 use berth_api::id::ReplicaId;
 use berth_api::machine::AssignedNetwork;
 use berth_api::time::Timestamp;
@@ -29,7 +30,7 @@ use super::containerd::{
 };
 use super::image::{Fault as ImageFault, Images, ImagesConfig, PulledImage};
 use super::net::{Attachment, Network, NetworkConfig, Peer as Route};
-use super::spec::{NOFILE_MAX, PIDS_MAX, SpecInput, oci_spec};
+use super::spec::{NOFILE_MAX, PIDS_MAX, SpecInput, oci_spec, resources};
 use super::{
     Change, Exit, Fault, Host, HostError, ImagePresence, NetworkWish, Observed, ObservedContainer,
     ObservedTask, ProgressSink, PullProgress, Signal, UsageSample,
@@ -188,8 +189,8 @@ impl LinuxHost {
             hostname,
             network_namespace: attachment.netns.clone(),
             cgroup_path: cgroup_path.clone(),
-            cpu: assignment.cpu,
-            memory: assignment.memory,
+            cpu: capped(assignment).0,
+            memory: capped(assignment).1,
             pids_max: PIDS_MAX,
             nofile_max: nofile_max(),
             resolv_conf: files.join("resolv.conf"),
@@ -395,6 +396,26 @@ impl Host for LinuxHost {
             .map_err(|error| of_runtime(&error))
     }
 
+    async fn resize(&self, assignment: &Assignment) -> Result<(), HostError> {
+        let id = container_id(&assignment.replica_id);
+        let (cpu, memory) = capped(assignment);
+        let used = self.runtime.usage(&id).map_or(0, |usage| usage.memory_bytes);
+        if used > memory.desired.get() {
+            return Err(HostError::busy(format!(
+                "it uses {} and would be capped at {}",
+                Bytes::new(used).rounded(),
+                memory.desired.rounded()
+            )));
+        }
+        let limits =
+            resources(cpu, memory, PIDS_MAX).map_err(|error| HostError::chain(Fault::User, &error))?;
+        match self.runtime.update(&id, &limits).await {
+            Ok(()) => Ok(()),
+            Err(error) if error.class() == RuntimeErrorClass::NotFound => Ok(()),
+            Err(error) => Err(of_runtime(&error)),
+        }
+    }
+
     async fn signal(&self, replica_id: &ReplicaId, signal: Signal) -> Result<(), HostError> {
         let id = container_id(replica_id);
         let (number, target) = match signal {
@@ -541,6 +562,20 @@ fn hostname(id: &ReplicaId) -> String {
 fn nofile_max() -> u64 {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     limit.maximum.unwrap_or(NOFILE_MAX).min(NOFILE_MAX)
+}
+
+/// The limits of a process: no more than what is granted, and what is protected.
+fn capped(assignment: &Assignment) -> (CpuRange, MemoryRange) {
+    let caps = assignment.caps();
+    let cpu = CpuRange {
+        min: assignment.cpu.min,
+        desired: caps.cpu,
+    };
+    let memory = MemoryRange {
+        min: assignment.memory.min,
+        desired: caps.memory,
+    };
+    (cpu, memory)
 }
 
 fn routes(peers: &[super::Peer]) -> (Vec<Route>, Vec<Ipv4Net>) {

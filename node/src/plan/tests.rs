@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use berth_api::assignment::Assignment;
-use berth_api::container::{CpuRange, HealthCheck, MemoryRange, ProbeMethod};
+use berth_api::container::{CpuRange, Granted, HealthCheck, MemoryRange, ProbeMethod};
 use berth_api::event::EventDetails;
 use berth_api::id::ContainerName;
 use berth_api::replica::{Cause, Phase};
@@ -18,6 +18,8 @@ use super::*;
 use crate::host::fake::{FakeHost, Verb, When};
 use crate::host::{Change, HostError, Signal};
 use crate::replica::{GOOD_RUN, Happening};
+
+mod resize;
 
 fn id(n: usize) -> ReplicaId {
     ReplicaId::new(format!("r-{n}")).unwrap()
@@ -46,6 +48,7 @@ fn assignment(n: usize, version: u32) -> Assignment {
             min: Bytes::mib(1),
             desired: Bytes::mib(1),
         },
+        granted: None,
         ephemeral_storage: Some(Bytes::mib(1)),
         gpu: None,
         ip: format!("10.0.0.{}", n + 2).parse().unwrap(),
@@ -57,6 +60,14 @@ fn assignment(n: usize, version: u32) -> Assignment {
         load_balancer_target: None,
         service_account: None,
         stop_grace_ms: 10_000,
+    }
+}
+
+/// Half of the memory that an [`assignment`] desires.
+fn half() -> Granted {
+    Granted {
+        cpu: Cpu::from_micros(1),
+        memory: Bytes::new(1 << 19),
     }
 }
 
@@ -725,13 +736,30 @@ fn a_crash_between_any_two_steps_is_resumed() {
 
 #[derive(Debug, Clone)]
 enum Act {
-    Offer { listed: u8, stopped: u8, version: u32 },
+    Offer {
+        /// Half of the memory, for those of them that are listed.
+        squeezed: u8,
+        listed: u8,
+        stopped: u8,
+        version: u32,
+    },
     Confirm,
     Step(u8),
-    Exit { n: usize, status: u32 },
-    Pass { ms: u64 },
-    Fail { verb: usize, after: bool, user: bool },
-    Restart { effect: bool },
+    Exit {
+        n: usize,
+        status: u32,
+    },
+    Pass {
+        ms: u64,
+    },
+    Fail {
+        verb: usize,
+        after: bool,
+        user: bool,
+    },
+    Restart {
+        effect: bool,
+    },
     LoseLedger,
     Reboot,
     Observe,
@@ -742,8 +770,12 @@ enum Act {
 
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
-        3 => (0..16_u8, 0..16_u8, 1..3_u32)
-            .prop_map(|(listed, stopped, version)| Act::Offer { listed, stopped, version }),
+        3 => (0..16_u8, 0..16_u8, 0..16_u8, 1..3_u32).prop_map(|(listed, squeezed, stopped, version)| Act::Offer {
+            listed,
+            squeezed,
+            stopped,
+            version,
+        }),
         1 => Just(Act::Confirm),
         12 => (1..6_u8).prop_map(Act::Step),
         3 => (0..4_usize, prop_oneof![Just(0), Just(1), Just(137)]).prop_map(|(n, status)| Act::Exit { n, status }),
@@ -764,11 +796,17 @@ fn play(node: &mut Node, act: Act) {
     match act {
         Act::Offer {
             listed,
+            squeezed,
             stopped,
             version,
         } => {
             let chosen = |mask: u8| (0..4).filter(move |n| mask & (1 << n) != 0);
-            let replicas = chosen(listed).map(|n| assignment(n, version)).collect();
+            let granted = |n: usize| (squeezed & (1 << n) != 0).then(half);
+            let replicas = chosen(listed).map(|n| Assignment {
+                granted: granted(n),
+                ..assignment(n, version)
+            });
+            let replicas = replicas.collect();
             node.offer(replicas, chosen(stopped & !listed).map(stop).collect());
         }
         Act::Confirm => {
@@ -843,6 +881,9 @@ proptest! {
         let have: BTreeMap<ReplicaId, String> =
             node.host.processes().into_keys().map(|id| (id.clone(), node.host.revision(&id).unwrap())).collect();
         prop_assert_eq!(&have, &wanted);
+        for assignment in node.set.iter().flat_map(|(set, _)| &set.replicas) {
+            prop_assert_eq!(node.host.caps(&assignment.replica_id), Some(assignment.caps()));
+        }
         // Without its ledger a node may not know of what has no container; the sweep takes that away.
         let known = node.core.known();
         let left: BTreeSet<ReplicaId> =

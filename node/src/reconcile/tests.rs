@@ -98,6 +98,7 @@ fn assignment(n: u8) -> Assignment {
             min: Bytes::mib(1),
             desired: Bytes::mib(1),
         },
+        granted: None,
         ephemeral_storage: None,
         gpu: None,
         ip: IpAddr::from([10, 0, 0, n + 2]),

@@ -20,10 +20,12 @@ impl Replica {
             Some(Step::Signal { .. }) => Phase::Stopping,
             Some(Step::Delete | Step::Release) if stopping => Phase::Releasing,
             Some(Step::Delete | Step::Release) => Phase::Backoff,
-            Some(Step::Pull { .. }) => self.running_phase(),
+            Some(Step::Pull { .. } | Step::Resize { .. }) => self.running_phase(),
             None => match &self.waiting {
                 None => Phase::Assigned,
-                Some(Waiting::Running | Waiting::Runtime { .. } | Waiting::Unlisted) => self.running_phase(),
+                Some(
+                    Waiting::Running | Waiting::Resize { .. } | Waiting::Runtime { .. } | Waiting::Unlisted,
+                ) => self.running_phase(),
                 Some(Waiting::Backoff { .. }) if self.running_pid().is_some() => self.running_phase(),
                 Some(Waiting::Backoff { .. }) => Phase::Backoff,
                 Some(Waiting::Held { .. }) if self.running_pid().is_some() => Phase::Stopping,
@@ -94,6 +96,7 @@ impl Replica {
         let at = match self.waiting.as_ref().filter(|_| self.in_flight.is_none())? {
             Waiting::Backoff { until }
             | Waiting::Held { until }
+            | Waiting::Resize { until }
             | Waiting::Drain { until }
             | Waiting::Grace { until }
             | Waiting::Unkillable { until } => *until,
@@ -127,6 +130,13 @@ impl Replica {
                 )),
                 _ => None,
             },
+            Some(Waiting::Resize { .. }) => {
+                let error = self.resize_hold.as_ref().map(|(.., error)| error.as_str());
+                Some(format!(
+                    "its limits to be changed, which failed: {}",
+                    error.unwrap_or_default()
+                ))
+            }
             Some(Waiting::Backoff { .. }) if self.running_pid().is_some() => {
                 Some(format!("its update waits for the next attempt{}", cause()))
             }
@@ -157,6 +167,7 @@ impl Replica {
             Step::Pull { assignment } => format!("before its update: {}", self.pulling(&assignment.image)),
             Step::Create { .. } => "making its container".into(),
             Step::Start { .. } => "starting its process".into(),
+            Step::Resize { .. } => "changing its limits".into(),
             Step::Signal { .. } => format!("stopping its process{}", self.stop_words()),
             Step::Delete => "removing its container".into(),
             Step::Release => "releasing its network and storage".into(),

@@ -101,6 +101,7 @@ impl Replica {
                 self.memory.run = *run;
                 self.memory.passed = false;
                 self.memory.stop_grace_ms = Some(assignment.stop_grace_ms);
+                self.memory.caps = Some(assignment.caps());
                 self.memory.container = Some(assignment.container.to_string());
                 self.memory.started_boot = None;
                 self.health = Health::default();
@@ -133,7 +134,7 @@ impl Replica {
             }
             // However it ends, what was made can no longer be counted on: wanted again, the replica is prepared anew.
             Step::Release => self.belief.prepared = None,
-            Step::Start { .. } | Step::Delete => {}
+            Step::Start { .. } | Step::Delete | Step::Resize { .. } => {}
         }
         self.in_flight = Some(step);
         self.cancelled = false;
@@ -182,6 +183,7 @@ impl Replica {
                     revision,
                     run: *run,
                     task: Task::Created,
+                    caps: Some(assignment.caps()),
                 });
             }
             Step::Start { run } => self.started(*run, outcome, now, news),
@@ -190,7 +192,17 @@ impl Replica {
                     stopping.term_sent |= *signal == Signal::Term;
                 }
             }
+            Step::Resize { assignment } => {
+                let caps = assignment.caps();
+                self.memory.caps = Some(caps);
+                self.resize_hold = None;
+                if let Some(container) = &mut self.belief.container {
+                    container.caps = Some(caps);
+                }
+            }
             Step::Delete => {
+                self.resize_hold = None;
+                self.memory.caps = None;
                 self.memory.ended_run = self.memory.run;
                 self.memory.stopping = None;
                 self.memory.passed = false;
@@ -249,6 +261,7 @@ impl Replica {
                     revision,
                     run: *run,
                     task: Task::Broken,
+                    caps: None,
                 });
                 self.tell_failure(assignment, failure, news);
                 self.come_up_failed(failure, now);
@@ -261,6 +274,12 @@ impl Replica {
                     self.tell_failure(&assignment, failure, news);
                 }
                 self.come_up_failed(failure, now);
+            }
+            Step::Resize { .. } => {
+                let failures = self.resize_hold.take().map_or(0, |(_, failures, _)| failures);
+                let failures = failures.saturating_add(1);
+                let until = now.boot.plus(backoff(&self.id, failures.saturating_add(1)));
+                self.resize_hold = Some((until, failures, failure.error.message.clone()));
             }
             Step::Signal { .. } | Step::Delete | Step::Release => {
                 self.holds = self.holds.saturating_add(1);

@@ -53,6 +53,20 @@ impl Amounts {
         )
     }
 
+    /// Of one replica, less what it has already.
+    pub(super) fn lacked(world: &World, unmet: &Unmet) -> Self {
+        let asked = Self::asked(world, unmet);
+        let Some(squeezed) = unmet.squeezed else {
+            return asked;
+        };
+        let held = Allocated {
+            cpu: squeezed.cpu,
+            memory: squeezed.memory,
+            ..Allocated::default()
+        };
+        asked.minus(&Self::of(&held, 0, 0), 1)
+    }
+
     /// What a machine has left.
     pub(super) fn free(world: &World, machine: &Machine) -> Self {
         let (mut addresses, mut ports) = network();

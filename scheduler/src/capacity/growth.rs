@@ -107,11 +107,12 @@ pub(super) fn growth(world: &World, group: &CapacityGroup, census: &Census<'_>, 
     let mut packable = vec![];
     for unmet in unmet {
         match too_large(world, group, &census.bin, unmet) {
-            Some(too_large) => growth.too_large.push(too_large),
+            Some(too_large) if unmet.squeezed.is_none() => growth.too_large.push(too_large),
+            Some(_) => {}
             None => packable.push(*unmet),
         }
     }
-    growth.asked = Amounts::sum(packable.iter().map(|unmet| Amounts::asked(world, unmet)));
+    growth.asked = Amounts::sum(packable.iter().map(|unmet| Amounts::lacked(world, unmet)));
     let room = group.max_size.saturating_sub(census.working());
     let mut base = Hypothesis::of(world);
     base.boot(census.initializing.iter().map(|machine| &machine.spec.machine_id));

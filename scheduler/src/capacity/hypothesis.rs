@@ -131,6 +131,7 @@ impl<'a> Hypothesis<'a> {
                 container: replica.container.clone(),
                 ordinal: replica.ordinal,
                 instead_of: Some(replica.replica_id.clone()),
+                squeezed: None,
             })
             .collect();
         let places = {
@@ -176,6 +177,8 @@ impl<'a> Hypothesis<'a> {
             ip: place.ip,
             host_port: place.host_port,
             chosen: Some(place.chosen),
+            granted: None,
+            relieves: None,
             at,
         };
         world.apply(&Entry::ReplicaStopping {

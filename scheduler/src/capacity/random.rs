@@ -173,6 +173,7 @@ fn plans_are_within_one_machine_of_their_bound() {
                 container: container.spec.name.clone(),
                 ordinal: is_stateful.then_some(ordinal),
                 instead_of: None,
+                squeezed: None,
             }));
         }
         let thresholds = Thresholds::default();

@@ -21,6 +21,8 @@ fn placed(town: &Town, id: &str, container: &str, machine: &str, host: u8) -> En
         ip: IpAddr::from([10, 244, if machine == "m1" { 0 } else { 1 }, host]),
         host_port: None,
         chosen: None,
+        granted: None,
+        relieves: None,
         at: town.now.wall,
     })
 }

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use berth_api::container::Granted;
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
 
-use super::{Holder, Violation, misplaced, out_of_bounds, over_capacity, sum, wrong_sum};
+use super::{Holder, Violation, is_grant, misplaced, out_of_bounds, over_capacity, sum, wrong_sum};
 use crate::entry::{Entry, MachineHealthState, Placed};
 use crate::world::World;
 
@@ -19,6 +20,8 @@ struct Overlay<'a> {
     gone: BTreeSet<&'a ReplicaId>,
     /// Told to stop by the decision.
     stopped: BTreeSet<&'a ReplicaId>,
+    /// Given more by the decision, while there.
+    resized: BTreeMap<&'a ReplicaId, Option<Granted>>,
     health: BTreeMap<&'a MachineId, MachineHealthState>,
     violations: Vec<Violation>,
 }
@@ -39,6 +42,7 @@ pub(super) fn check(before: &World, entries: &[Entry]) -> Option<Vec<Violation>>
         on: BTreeMap::new(),
         gone: BTreeSet::new(),
         stopped: BTreeSet::new(),
+        resized: BTreeMap::new(),
         health: BTreeMap::new(),
         violations: vec![],
     };
@@ -75,6 +79,9 @@ impl<'a> Overlay<'a> {
                 }
             }
             Entry::ReplicaPlaced(placed) => self.place(placed)?,
+            Entry::ReplicaResized {
+                replica_id, granted, ..
+            } => self.resize(replica_id, *granted)?,
             Entry::ReplicaStopping { replica_id, .. } => {
                 if !self.is_there(replica_id) {
                     return inapplicable(format!("replica {replica_id} does not exist"));
@@ -128,6 +135,7 @@ impl<'a> Overlay<'a> {
             return inapplicable(format!("replica {id} is gone without having been told to stop"));
         }
         self.stopped.remove(id);
+        self.resized.remove(id);
         match self.placed.remove(id) {
             Some(placed) => {
                 self.on.entry(&placed.machine_id).or_default().remove(id);
@@ -152,6 +160,11 @@ impl<'a> Overlay<'a> {
         let machine = self.before.machine(&placed.machine_id);
         let machine = machine
             .ok_or_else(|| End::Inapplicable(format!("machine {} is not registered", placed.machine_id)))?;
+        if let Some((spec, granted)) = Holder::from(placed).spec(self.before).zip(placed.granted)
+            && !is_grant(spec, granted)
+        {
+            return inapplicable(format!("replica {id} is granted what it cannot have"));
+        }
         let health = self.health.get(&placed.machine_id).copied();
         let faults = misplaced(container, placed, machine, health.unwrap_or(machine.health));
         self.violations.extend(faults);
@@ -174,6 +187,31 @@ impl<'a> Overlay<'a> {
         Ok(())
     }
 
+    fn resize(&mut self, id: &'a ReplicaId, granted: Option<Granted>) -> Result<(), End> {
+        let known = self.before.replica(id).map(Holder::from);
+        let known = self.placed.get(id).map(|placed| Holder::from(*placed)).or(known);
+        let Some(known) = known.filter(|_| self.is_there(id)) else {
+            return inapplicable(format!("replica {id} does not exist"));
+        };
+        if self.is_stopping(id) {
+            return inapplicable(format!("replica {id} is given more while it stops"));
+        }
+        let had = self.resized.get(id).copied().unwrap_or(known.granted);
+        let Some((spec, had)) = known.spec(self.before).zip(had) else {
+            return inapplicable(format!("replica {id} has all that it desires"));
+        };
+        let (cpu, memory) = granted.map_or(
+            (spec.resources.cpu.desired, spec.resources.memory.desired),
+            |granted| (granted.cpu, granted.memory),
+        );
+        let is_more = cpu >= had.cpu && memory >= had.memory && (cpu, memory) != (had.cpu, had.memory);
+        if !is_more || granted.is_some_and(|granted| !is_grant(spec, granted)) {
+            return inapplicable(format!("replica {id} is granted what it cannot have"));
+        }
+        self.resized.insert(id, granted);
+        Ok(())
+    }
+
     /// What is on a machine now.
     fn holders(&self, machine: &MachineId) -> Vec<Holder<'a>> {
         let before = self.before.machine(machine).into_iter();
@@ -182,18 +220,42 @@ impl<'a> Overlay<'a> {
         let before = before.filter_map(|id| self.before.replica(id)).map(Holder::from);
         let placed = self.on.get(machine).into_iter().flatten();
         let placed = placed.map(|id| Holder::from(self.placed[*id]));
-        before.chain(placed).collect()
+        let now = |holder: Holder<'a>| {
+            let granted = self.resized.get(holder.replica_id).copied();
+            Holder {
+                granted: granted.unwrap_or(holder.granted),
+                ..holder
+            }
+        };
+        before.chain(placed).map(now).collect()
+    }
+
+    /// Machines of which the decision gives something away.
+    fn given(&self) -> BTreeSet<&'a MachineId> {
+        let placed = self.on.iter().filter(|(_, placed)| !placed.is_empty());
+        let resized = self.resized.keys().filter_map(|id| {
+            let machine = self.before.replica(id).map(|replica| &replica.machine_id);
+            self.placed.get(id).map(|placed| &placed.machine_id).or(machine)
+        });
+        placed.map(|(id, _)| *id).chain(resized).collect()
     }
 
     fn capacity(&mut self) {
-        for (id, placed) in &self.on {
+        let given = self.given();
+        for id in self
+            .on
+            .keys()
+            .copied()
+            .chain(given.iter().copied())
+            .collect::<BTreeSet<_>>()
+        {
             let Some(machine) = self.before.machine(id) else {
                 continue;
             };
             let known = machine.replicas.iter().filter_map(|id| self.before.replica(id));
             let accounts = sum(self.before, known.map(Holder::from));
             self.violations.extend(wrong_sum(machine, accounts));
-            if !placed.is_empty() {
+            if given.contains(id) {
                 let held = sum(self.before, self.holders(id));
                 self.violations.extend(over_capacity(machine, held));
             }

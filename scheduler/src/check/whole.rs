@@ -41,6 +41,12 @@ pub(super) fn check(before: &World, entries: &[Entry]) -> Vec<Violation> {
     violations
 }
 
+/// Given more by these entries.
+fn is_resized(before: &World, replica: &Replica) -> bool {
+    let known = before.replica(&replica.replica_id);
+    known.is_some_and(|known| known.granted != replica.granted)
+}
+
 /// Placed by these entries. A machine and a declaration may change under older ones.
 fn is_new(before: &World, replica: &Replica) -> bool {
     before
@@ -55,7 +61,7 @@ fn capacity(before: &World, after: &World, machine: &Machine, violations: &mut V
     };
     let held = sum(after, replicas().map(Holder::from));
     // A machine that came back smaller may hold more than it has; it must not be given more.
-    if replicas().any(|replica| is_new(before, replica)) {
+    if replicas().any(|replica| is_new(before, replica) || is_resized(before, replica)) {
         violations.extend(over_capacity(machine, held));
     }
     violations.extend(wrong_sum(machine, held));

@@ -31,6 +31,8 @@ enum Act {
     Delete(u8),
     Restart,
     Break(u8),
+    /// How many machines the group may have.
+    Limit(u32),
     Tick(u64),
 }
 
@@ -54,6 +56,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => (0u8..4).prop_map(Act::Delete),
         1 => Just(Act::Restart),
         1 => (1u8..4).prop_map(Act::Break),
+        3 => (0u32..5).prop_map(Act::Limit),
         8 => prop_oneof![Just(100u64), Just(1_000), Just(16_000), Just(40_000), Just(1_000_000)].prop_map(Act::Tick),
     ]
 }
@@ -68,6 +71,14 @@ fn declared(container: u8, count: u32, image: u8, quarters: u64) -> ContainerSpe
     spec.image = format!("app:{image}");
     spec.resources.cpu.desired = Cpu::from_micros(250_000 * quarters);
     spec.resources.memory.desired = Bytes::mib(256 * quarters);
+    // A third of them can do with a part of what they desire, down to a fifth.
+    let part = if (count + u32::from(image)).is_multiple_of(3) {
+        5
+    } else {
+        1
+    };
+    spec.resources.cpu.min = Cpu::from_micros(250_000 * quarters / part);
+    spec.resources.memory.min = Bytes::mib(256 * quarters / part);
     spec
 }
 
@@ -112,6 +123,11 @@ fn apply(town: &mut Town, act: &Act) {
         Act::Restart => town.restart(),
         Act::Break(image) => {
             town.broken_images.insert(format!("app:{image}"));
+        }
+        Act::Limit(max_size) => {
+            let mut groups = town.world.spec().capacity_groups.clone();
+            groups[0].max_size = *max_size;
+            town.act(Entry::GroupsChanged { groups, at });
         }
         Act::Tick(elapsed_ms) => town.tick(*elapsed_ms),
         Act::PowerOff(_)
@@ -205,6 +221,15 @@ proptest! {
             let unplaced = container.unplaced as usize;
             prop_assert!(live >= wanted.saturating_sub(unplaced), "{} has {} of {}", name, live, wanted);
             prop_assert_eq!(town.ready(name.as_str()), live);
+            // Who has no place goes before who could have more; where nobody waits, nobody is squeezed beside free room.
+            let is_waiting = town.world.containers().values().any(|container| container.unplaced > 0);
+            for replica in town.world.replicas_of(name).filter(|_| !is_waiting) {
+                let Some(granted) = replica.granted else { continue };
+                let desired = town.world.spec_of(replica).resources.desired();
+                let free = town.world.machine(&replica.machine_id).unwrap().free();
+                let lacks = desired.cpu.saturating_sub(granted.cpu);
+                prop_assert!(lacks == Cpu::ZERO || free.cpu < lacks, "{:?} beside {:?}", replica, free);
+            }
             prop_assert!(
                 container.unplaced == 0 || town.report.waits.iter().any(|wait| wait.container == *name)
             );

@@ -88,6 +88,8 @@ fn world() -> World {
             machine_id,
             host_port: None,
             chosen: None,
+            granted: None,
+            relieves: None,
             at,
         }));
     }

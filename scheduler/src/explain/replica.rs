@@ -6,7 +6,7 @@ use berth_api::replica::{Phase, ReplicaStatus};
 
 use super::{Context, filters, serde_word, waiting};
 use crate::entry::MachineHealthState;
-use crate::reconcile::WaitReason;
+use crate::reconcile::{Squeeze, WaitReason};
 use crate::status;
 use crate::world::{Container, Readiness, Replica};
 
@@ -125,6 +125,7 @@ impl Context<'_> {
         let Some(report) = report else {
             return format!("it was given to machine {id}, which has not reported on it yet");
         };
+        let squeeze = Squeeze::of(self.world, replica).map(|squeeze| format!("; it is squeezed, {squeeze}"));
         let text = match report.phase {
             Phase::Assigned => format!("machine {id} has accepted it and starts with it"),
             Phase::Image => "its image is being pulled".into(),
@@ -139,6 +140,7 @@ impl Context<'_> {
             Phase::Releasing => "its process has ended; network and volumes are being released".into(),
             Phase::Gone => format!("nothing is left of it on machine {id}"),
         };
+        let text = format!("{text}{}", squeeze.unwrap_or_default());
         if is_silent {
             format!("machine {id} is silent; when it was last heard: {text}")
         } else {
@@ -158,6 +160,25 @@ impl Context<'_> {
         ];
         if let Some(chosen) = &replica.chosen {
             facts.push(("why there".to_owned(), chosen.to_string()));
+        }
+        let (desired, granted) = (spec.resources.desired(), replica.granted);
+        let has = granted.unwrap_or(desired);
+        let squeezed = if granted.is_some() { ", squeezed" } else { "" };
+        facts.push((
+            "granted".to_owned(),
+            format!(
+                "{} of {} vCPU, {} of {} of memory{squeezed}",
+                has.cpu,
+                desired.cpu,
+                has.memory.rounded(),
+                desired.memory.rounded()
+            ),
+        ));
+        if let Some(relieved) = &replica.relieves {
+            facts.push((
+                "in the stead of".to_owned(),
+                format!("{relieved}, which was squeezed"),
+            ));
         }
         if self.world.is_outdated(replica) {
             facts.push((

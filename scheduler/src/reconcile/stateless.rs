@@ -3,9 +3,12 @@
 //! Live replicas fall into three sets:
 //! - *lost*: on a machine that was silent for too long, and no freeze holds. Each is replaced at once; it is told to stop when
 //!   its replacement has a place, so with no place it goes on serving if it still can.
-//! - *leaving*: outdated, or on a draining machine. A replacement comes first, and one leaves for each that is ready; those
+//! - *leaving*: outdated, on a draining machine, or squeezed and being replaced. A replacement comes first, and one leaves for each that is ready; those
 //!   that certainly serve nothing leave at once. A rollout goes one at a time, a drain all at once.
-//! - *staying*: the rest. When there are too many, those that are not ready go first, then the newest.
+//! - *staying*: the rest. When there are too many, those that are not ready go first, then squeezed ones, then the newest.
+//!
+//! A squeezed replica may be replaced by a whole one ([`Plan::relieve`]), one at a time and only when everything else is at
+//! rest. While its replacement comes up it is leaving.
 
 use super::{Context, Plan, Purpose, Start, WaitReason};
 use crate::entry::StopCause;
@@ -19,11 +22,17 @@ pub(super) fn plan(context: &Context<'_>) -> Plan {
         .iter()
         .filter(|replica| replica.is_live())
         .partition(|replica| context.freeze.is_none() && context.is_lost(replica));
-    let (mut leaving, mut staying): (Vec<&Replica>, Vec<&Replica>) = active
-        .into_iter()
-        .partition(|replica| context.is_draining(replica) || context.world.is_outdated(replica));
+    let (mut leaving, mut staying): (Vec<&Replica>, Vec<&Replica>) =
+        active.into_iter().partition(|replica| {
+            context.is_draining(replica)
+                || context.world.is_outdated(replica)
+                || is_relieved(context, replica)
+        });
 
-    staying.sort_by_cached_key(|replica| (context.readiness(replica), replica.sequence));
+    staying.sort_by_cached_key(|replica| {
+        let is_squeezed = replica.granted.is_some();
+        (context.readiness(replica), is_squeezed, replica.sequence)
+    });
     for excess in staying.split_off(staying.len().min(wanted)) {
         plan.stop.push((excess.replica_id.clone(), StopCause::ScaledDown));
     }
@@ -56,7 +65,32 @@ pub(super) fn plan(context: &Context<'_>) -> Plan {
         plan.make_room = make_room(context, wanted, &staying, &leaving);
     }
     waits(context, &staying, &leaving, &mut plan);
+    let is_at_rest = context.freeze.is_none()
+        && plan.stop.is_empty()
+        && staying.len() == wanted
+        && staying.len() == context.replicas.len()
+        && staying.iter().all(|replica| context.is_ready(replica));
+    let mut squeezed: Vec<&Replica> = staying
+        .into_iter()
+        .filter(|replica| replica.granted.is_some())
+        .collect();
+    squeezed.sort_by_key(|replica| (replica.granted, replica.sequence));
+    plan.relieve = squeezed
+        .first()
+        .filter(|_| is_at_rest)
+        .map(|replica| replica.replica_id.clone());
+    plan.squeezed = squeezed
+        .into_iter()
+        .map(|replica| replica.replica_id.clone())
+        .collect();
     plan
+}
+
+/// Another one has come in its stead.
+fn is_relieved(context: &Context<'_>, replica: &Replica) -> bool {
+    let mut others = context.replicas.iter();
+    replica.granted.is_some()
+        && others.any(|other| other.is_live() && other.relieves.as_ref() == Some(&replica.replica_id))
 }
 
 fn start(purpose: Purpose) -> Start {
@@ -97,8 +131,10 @@ fn retire(
 fn cause(context: &Context<'_>, replica: &Replica) -> StopCause {
     if context.world.is_outdated(replica) {
         StopCause::Updated
-    } else {
+    } else if context.is_draining(replica) {
         StopCause::MachineDraining
+    } else {
+        StopCause::Relieved
     }
 }
 

@@ -16,6 +16,7 @@ use berth_api::time::Timestamp;
 use berth_api::units::{Bytes, Cpu};
 
 use crate::entry::MachineHealthState;
+use crate::reconcile::Squeeze;
 use crate::status::{container_state, replica_status, why_unplaced};
 use crate::world::{Container, Machine, Observed, Readiness, Replica, World};
 
@@ -289,6 +290,12 @@ fn placed(world: &World, observed: &Observed, replica: &Replica) -> ReplicaView 
         since: stopping.since,
         next_attempt: None,
     });
+    let squeezed = Squeeze::of(world, replica).map(|squeeze| Wait {
+        reason: format!("room on its machine: it is squeezed, {squeeze}"),
+        since: replica.placed_at,
+        next_attempt: None,
+    });
+    let held = replica.held(world);
     ReplicaView {
         replica_id: replica.replica_id.clone(),
         container: replica.container.clone(),
@@ -306,15 +313,15 @@ fn placed(world: &World, observed: &Observed, replica: &Replica) -> ReplicaView 
         run: said.map_or(0, |said| said.run),
         pid: said.and_then(|said| said.pid),
         recent_crashes: said.map_or(0, |said| said.recent_crashes),
-        wait: said.and_then(|said| said.wait.clone()).or(stopping),
+        wait: said.and_then(|said| said.wait.clone()).or(stopping).or(squeezed),
         cause: said.and_then(|said| said.cause.clone()),
         started_at: said.and_then(|said| said.started_at),
         revision: said
             .map(|said| said.revision.clone())
             .filter(|revision| !revision.is_empty()),
         outdated: world.is_outdated(replica),
-        cpu: spec.resources.cpu.desired,
-        memory: spec.resources.memory.desired,
+        cpu: held.cpu,
+        memory: held.memory,
         usage: said.and_then(|said| said.usage),
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use berth_api::cluster::CapacityGroup;
-use berth_api::container::{ContainerSpec, Scale};
+use berth_api::container::{ContainerSpec, Granted, Scale};
 use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
 use berth_api::machine::{AssignedNetwork, MachineSpec};
 use berth_api::rest::cluster::CapacityReason;
@@ -60,6 +60,10 @@ pub enum ApplyError {
     HostPortTaken { replica_id: ReplicaId, host_port: u16 },
     #[error("replica {0} has an ordinal and is stateless, or the reverse")]
     WrongOrdinal(ReplicaId),
+    #[error("replica {0} is granted less than its minimum or than it has, or more than it desires")]
+    WrongGrant(ReplicaId),
+    #[error("replica {0} is granted more while it stops")]
+    ResizedStopping(ReplicaId),
     #[error("epoch {to} follows epoch {from}")]
     EpochNotHigher { from: u64, to: u64 },
 }
@@ -170,6 +174,9 @@ impl World {
                 container.unplaced_since = (*count > 0).then(|| container.unplaced_since.unwrap_or(*at));
             }
             Entry::ReplicaPlaced(placed) => self.replica_placed(placed)?,
+            Entry::ReplicaResized {
+                replica_id, granted, ..
+            } => self.replica_resized(replica_id, *granted)?,
             Entry::ReplicaStopping {
                 replica_id,
                 cause,
@@ -375,7 +382,10 @@ impl World {
         if spec.stateful != placed.ordinal.is_some() {
             return Err(ApplyError::WrongOrdinal(id.clone()));
         }
-        let held = Allocated::of(spec);
+        if placed.granted.is_some_and(|granted| !is_squeeze(spec, granted)) {
+            return Err(ApplyError::WrongGrant(id.clone()));
+        }
+        let held = Allocated::granted(spec, placed.granted.unwrap_or_else(|| spec.resources.desired()));
         let host = host_number(self.machine_mut(&placed.machine_id)?, placed.ip)
             .ok_or_else(|| taken_address(placed))?;
         for other in self.replicas_on(&placed.machine_id) {
@@ -400,6 +410,8 @@ impl World {
             placed_at: placed.at,
             sequence: self.placed_count,
             chosen: placed.chosen,
+            granted: placed.granted,
+            relieves: placed.relieves.clone(),
             stopping: None,
         };
         if let Some(ordinal) = placed.ordinal {
@@ -413,6 +425,32 @@ impl World {
         machine.allocated.take(held);
         machine.next_host = if host == HOST_MAX { HOST_MIN } else { host + 1 };
         self.advance(&placed.machine_id);
+        Ok(())
+    }
+
+    fn replica_resized(&mut self, id: &ReplicaId, granted: Option<Granted>) -> Result<(), ApplyError> {
+        let replica = self
+            .replica(id)
+            .ok_or_else(|| ApplyError::NoReplica(id.clone()))?;
+        if replica.stopping.is_some() {
+            return Err(ApplyError::ResizedStopping(id.clone()));
+        }
+        let spec = self.spec_of(replica);
+        let before = replica
+            .granted
+            .ok_or_else(|| ApplyError::WrongGrant(id.clone()))?;
+        let after = granted.unwrap_or_else(|| spec.resources.desired());
+        let is_more = after != before && after.cpu >= before.cpu && after.memory >= before.memory;
+        if !is_more || granted.is_some_and(|granted| !is_squeeze(spec, granted)) {
+            return Err(ApplyError::WrongGrant(id.clone()));
+        }
+        let (given_back, taken) = (Allocated::granted(spec, before), Allocated::granted(spec, after));
+        let machine_id = replica.machine_id.clone();
+        self.replicas.grant(id, granted);
+        let machine = self.machine_mut(&machine_id)?;
+        machine.allocated.give_back(given_back);
+        machine.allocated.take(taken);
+        self.advance(&machine_id);
         Ok(())
     }
 
@@ -446,7 +484,7 @@ impl World {
         if replica.stopping.is_none() {
             return Err(ApplyError::GoneWithoutStop(id.clone()));
         }
-        let held = Allocated::of(self.spec_of(replica));
+        let held = replica.held(self);
         let replica = self.replicas.remove(id).expect("it was there a moment ago");
         let machine = self.machine_mut(&replica.machine_id)?;
         machine.replicas.remove(id);
@@ -499,6 +537,14 @@ impl Allocated {
         self.ephemeral = self.ephemeral.saturating_sub(held.ephemeral);
         self.gpus -= held.gpus;
     }
+}
+
+/// Whether this much is a squeeze of what a declaration desires: less of something, and nothing below its minimum.
+fn is_squeeze(spec: &ContainerSpec, granted: Granted) -> bool {
+    let (min, desired) = (spec.resources.min(), spec.resources.desired());
+    granted != desired
+        && (min.cpu..=desired.cpu).contains(&granted.cpu)
+        && (min.memory..=desired.memory).contains(&granted.memory)
 }
 
 /// The count that a new scale gives: an automatic one keeps what scaling has found, inside of its bounds.

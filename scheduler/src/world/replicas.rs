@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use berth_api::container::Granted;
 use berth_api::id::{ContainerName, ReplicaId};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -55,6 +56,13 @@ impl Replicas {
     pub(super) fn stop(&mut self, id: &ReplicaId, stopping: Stopping) {
         if let Some(replica) = self.by_id.get_mut(id) {
             replica.stopping = Some(stopping);
+        }
+    }
+
+    /// Notes what a replica is granted from now on; nothing when it is not there.
+    pub(super) fn grant(&mut self, id: &ReplicaId, granted: Option<Granted>) {
+        if let Some(replica) = self.by_id.get_mut(id) {
+            replica.granted = granted;
         }
     }
 }

@@ -118,6 +118,7 @@ pub(super) fn content(spec: &ContainerSpec, replica: &Replica) -> Assignment {
         env,
         cpu: spec.resources.cpu,
         memory: spec.resources.memory,
+        granted: replica.granted,
         ephemeral_storage: spec.resources.ephemeral_storage,
         gpu: spec.resources.gpu.clone(),
         ip: replica.ip,

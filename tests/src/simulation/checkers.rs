@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use berth_api::assignment::{Assignment, AssignmentSet, Digest, Position};
-use berth_api::container::ContainerSpec;
+use berth_api::container::{ContainerSpec, Granted};
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
 use berth_scheduler::entry::{Entry, Placed, Removal};
 
@@ -56,6 +56,7 @@ struct Held {
     host_port: Option<u16>,
     volume: Option<String>,
     amounts: Amounts,
+    key: (ContainerName, u64),
     is_stopping: bool,
 }
 
@@ -85,15 +86,36 @@ pub(super) struct Checkers {
 
 /// What a process of an assignment may use.
 pub(super) fn held_by(assignment: &Assignment) -> Amounts {
+    let granted = assignment.granted;
     [
-        assignment.cpu.desired.micros(),
-        assignment.memory.desired.get(),
+        granted
+            .map_or(assignment.cpu.desired, |granted| granted.cpu)
+            .micros(),
+        granted
+            .map_or(assignment.memory.desired, |granted| granted.memory)
+            .get(),
         assignment.ephemeral_storage.map_or(0, |bytes| bytes.get()),
         assignment.gpu.as_ref().map_or(0, |gpu| gpu.count.into()),
     ]
 }
 
-/// What a replica of a declaration holds.
+/// What a replica of a declaration holds, squeezed to `granted`; what is wrong with that.
+fn granted_by(spec: &ContainerSpec, granted: Option<Granted>) -> Result<Amounts, String> {
+    let mut amounts = wanted_by(spec);
+    let Some(granted) = granted else {
+        return Ok(amounts);
+    };
+    let (cpu, memory) = (spec.resources.cpu, spec.resources.memory);
+    let is_within = (cpu.min..=cpu.desired).contains(&granted.cpu)
+        && (memory.min..=memory.desired).contains(&granted.memory);
+    if !is_within {
+        return Err(format!("{granted:?} of {cpu:?} and {memory:?}"));
+    }
+    (amounts[0], amounts[1]) = (granted.cpu.micros(), granted.memory.get());
+    Ok(amounts)
+}
+
+/// What a replica of a declaration holds when it has all that it desires.
 pub(super) fn wanted_by(spec: &ContainerSpec) -> Amounts {
     let resources = &spec.resources;
     [
@@ -137,6 +159,9 @@ impl Checkers {
                     .insert((spec.name.clone(), *revision), (**spec).clone());
             }
             Entry::ReplicaPlaced(placed) => self.placed(placed),
+            Entry::ReplicaResized {
+                replica_id, granted, ..
+            } => self.granted(replica_id, *granted),
             Entry::ReplicaStopping { replica_id, .. } => match self.placed.get_mut(replica_id) {
                 Some(held) => held.is_stopping = true,
                 None => self.broke(Rule::Gone, format!("{replica_id} stops and is not placed")),
@@ -165,7 +190,11 @@ impl Checkers {
             ip: placed.ip,
             host_port: placed.host_port,
             volume,
-            amounts: wanted_by(spec),
+            amounts: match granted_by(spec, placed.granted) {
+                Ok(amounts) => amounts,
+                Err(text) => return self.broke(Rule::Decision, format!("{id} is granted {text}")),
+            },
+            key,
             is_stopping: false,
         };
         for (other, there) in &self.placed {
@@ -192,13 +221,36 @@ impl Checkers {
         }
         let machine_id = held.machine_id.clone();
         self.placed.insert(id.clone(), held);
-        let Some((_, has)) = self.hardware.get(&machine_id) else {
+        self.fits(id, &machine_id);
+    }
+
+    /// A squeezed replica is given more.
+    fn granted(&mut self, id: &ReplicaId, granted: Option<Granted>) {
+        let Some(held) = self.placed.get_mut(id).filter(|held| !held.is_stopping) else {
+            return self.broke(Rule::Gone, format!("{id} is given more and is not there"));
+        };
+        let amounts = match granted_by(&self.specs[&held.key], granted) {
+            Ok(amounts) if covers(&amounts, &held.amounts) && amounts != held.amounts => amounts,
+            Ok(amounts) => {
+                let text = format!("{id} goes from {:?} to {amounts:?}", held.amounts);
+                return self.broke(Rule::Decision, text);
+            }
+            Err(text) => return self.broke(Rule::Decision, format!("{id} is granted {text}")),
+        };
+        held.amounts = amounts;
+        let machine_id = held.machine_id.clone();
+        self.fits(id, &machine_id);
+    }
+
+    /// A machine has what is given away of it, `id` being the last to get some.
+    fn fits(&mut self, id: &ReplicaId, machine_id: &MachineId) {
+        let Some((_, has)) = self.hardware.get(machine_id) else {
             return self.broke(
                 Rule::Capacity,
                 format!("{id} is placed on {machine_id}, which nobody has"),
             );
         };
-        let there = self.placed.values().filter(|held| held.machine_id == machine_id);
+        let there = self.placed.values().filter(|held| held.machine_id == *machine_id);
         let needs = sum(there.map(|held| &held.amounts));
         if !covers(has, &needs) {
             let text = format!("{machine_id} has {has:?} and is given {needs:?} with {id}");
@@ -326,6 +378,21 @@ impl Checkers {
         }
         let machine = process.machine;
         self.processes.insert(self.last_pid, process);
+        self.carries(machine);
+        self.last_pid
+    }
+
+    /// The limits of a process are changed while it runs.
+    pub(super) fn resized(&mut self, pid: u32, held: Amounts) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.held = held;
+            let machine = process.machine;
+            self.carries(machine);
+        }
+    }
+
+    /// What a machine's processes may use is no more than it has.
+    fn carries(&mut self, machine: usize) {
         let there = self.processes.values().filter(|other| other.machine == machine);
         let needs = sum(there.map(|process| &process.held));
         let has = self.hardware.values().find(|(index, _)| *index == machine);
@@ -335,7 +402,11 @@ impl Checkers {
                 format!("m{machine} runs {needs:?} and has {has:?}"),
             );
         }
-        self.last_pid
+    }
+
+    /// What the log says that a replica holds.
+    pub(super) fn holds(&self, id: &ReplicaId) -> Option<Amounts> {
+        self.placed.get(id).map(|held| held.amounts)
     }
 
     pub(super) fn end(&mut self, pid: u32) -> Option<Process> {

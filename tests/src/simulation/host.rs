@@ -86,7 +86,11 @@ fn part_of(step: &Step) -> Part {
     match step {
         Step::Prepare { .. } => Part::Network,
         Step::Pull { .. } => Part::Image,
-        Step::Create { .. } | Step::Start { .. } | Step::Signal { .. } | Step::Delete => Part::Runtime,
+        Step::Create { .. }
+        | Step::Start { .. }
+        | Step::Signal { .. }
+        | Step::Resize { .. }
+        | Step::Delete => Part::Runtime,
         Step::Release => Part::Volume,
     }
 }
@@ -147,7 +151,11 @@ impl Simulation {
     fn do_step(&mut self, machine: usize, id: &ReplicaId, step: &Step) -> Result<Outcome, Failure> {
         let runtime = matches!(
             step,
-            Step::Create { .. } | Step::Start { .. } | Step::Signal { .. } | Step::Delete
+            Step::Create { .. }
+                | Step::Start { .. }
+                | Step::Signal { .. }
+                | Step::Resize { .. }
+                | Step::Delete
         );
         if runtime && self.machines[machine].host.is_runtime_down {
             return Err(failure(Part::Runtime, "the runtime does not answer"));
@@ -172,6 +180,12 @@ impl Simulation {
             Step::Start { run } => self.start(machine, id, *run),
             Step::Signal { signal, .. } => {
                 self.signal(machine, id, *signal);
+                Ok(Outcome::Done)
+            }
+            Step::Resize { assignment } => {
+                if let Some(pid) = self.machines[machine].host.running_pid(id) {
+                    self.checkers.resized(pid, held_by(assignment));
+                }
                 Ok(Outcome::Done)
             }
             Step::Delete => {

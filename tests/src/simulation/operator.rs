@@ -106,7 +106,9 @@ impl Weather {
     pub(super) fn durations(&self, chance: &mut Chance, step: &Step) -> (u64, u64) {
         let usual_max = match step {
             Step::Prepare { .. } | Step::Pull { .. } => 2000,
-            Step::Create { .. } | Step::Start { .. } | Step::Delete | Step::Release => 100,
+            Step::Create { .. } | Step::Start { .. } | Step::Resize { .. } | Step::Delete | Step::Release => {
+                100
+            }
             Step::Signal { .. } => 20,
         };
         let slow = if !self.is_calm && chance.percent(self.slow_percent) {
@@ -247,6 +249,9 @@ impl Simulation {
         if !self.scheduler.is_up {
             return;
         }
+        if self.chance.percent(6) {
+            return self.limit_groups();
+        }
         let name = NAMES[self.chance.index(NAMES.len())];
         let at = self.wall_now();
         let container_name = ContainerName::new(name).expect("a valid name");
@@ -291,6 +296,16 @@ impl Simulation {
             }
         };
         self.submit(entry);
+    }
+
+    /// The groups may have other numbers of machines: fewer than there are, too.
+    fn limit_groups(&mut self) {
+        let mut groups = self.scheduler.world.spec().capacity_groups.clone();
+        for group in &mut groups {
+            group.max_size = self.chance.small(1..=5);
+        }
+        let at = self.wall_now();
+        self.submit(Entry::GroupsChanged { groups, at });
     }
 
     fn use_machine_api(&mut self) {
@@ -534,6 +549,12 @@ impl Simulation {
             let placed_on = &self.machines[process.machine].spec.machine_id;
             if replica.machine_id != *placed_on || !replica.is_live() {
                 return Some(format!("{id} runs on m{} and should not", process.machine));
+            }
+            if self.checkers.holds(id) != Some(process.held) {
+                return Some(format!(
+                    "{id} may use {:?} and holds something else",
+                    process.held
+                ));
             }
             if replica.ordinal != process.ordinal || replica.container != process.container {
                 return Some(format!("{id} is another's process"));

@@ -532,8 +532,11 @@ fn brief(entry: &Entry) -> String {
             if spec.stateful { "stateful" } else { "" }
         ),
         Entry::ReplicaPlaced(placed) => format!(
-            "placed {} on {} {}",
-            placed.replica_id, placed.machine_id, placed.ip
+            "placed {} on {} {}{}",
+            placed.replica_id,
+            placed.machine_id,
+            placed.ip,
+            if placed.granted.is_some() { " squeezed" } else { "" }
         ),
         Entry::ReplicaStopping {
             replica_id, cause, ..
