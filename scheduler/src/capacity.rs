@@ -452,22 +452,12 @@ impl Planner<'_> {
     /// The wish, lowered when it may be, and the machines to drain for it.
     fn downward(&self, from: Target, low_since: Option<Timestamp>, known: &Wish) -> (Target, Vec<Drain>) {
         let working = self.census.working();
-        let is_begun = known.reason == CapacityReason::LowUtilization && known.desired < working;
         let above_max = working.saturating_sub(self.group.max_size);
         let lowest = if above_max > 0 {
             self.group.max_size
         } else if from.desired > working {
             return (from, vec![]);
-        } else if is_begun {
-            // Half way between the thresholds: what was begun is not given up for a little more work.
-            let percent = self.thresholds.low_percent.midpoint(self.thresholds.high_percent);
-            let lowest = known.desired.max(self.group.min_size);
-            if self.is_above(&self.held, lowest, percent)
-                || !self.census.unhealthy.is_empty()
-                || self.is_frozen
-            {
-                return (from, vec![]);
-            }
+        } else if let Some(lowest) = self.begun(known) {
             lowest
         } else if low_since.is_some_and(|since| self.is_due(since, known)) {
             self.lowest(from)
@@ -483,6 +473,19 @@ impl Planner<'_> {
             },
         };
         (target, drains)
+    }
+
+    /// What the group was shrinking to, while that still holds.
+    fn begun(&self, known: &Wish) -> Option<u32> {
+        if known.reason != CapacityReason::LowUtilization || known.desired >= self.census.working() {
+            return None;
+        }
+        // Half way between the thresholds: what was begun is not given up for a little more work.
+        let percent = self.thresholds.low_percent.midpoint(self.thresholds.high_percent);
+        let lowest = known.desired.max(self.group.min_size);
+        let is_given_up =
+            self.is_above(&self.held, lowest, percent) || !self.census.unhealthy.is_empty() || self.is_frozen;
+        (!is_given_up).then_some(lowest)
     }
 
     fn is_due(&self, since: Timestamp, known: &Wish) -> bool {
