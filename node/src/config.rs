@@ -5,7 +5,7 @@
 //! machine_id = "i-0123"                     # the cloud's instance id; unique in the cluster
 //! capacity_group = "general"                # set at boot, never changes
 //! zone = "eu-central-1a"                    # default "local"
-//! scheduler = "https://10.0.0.2:7601"       # the node link of the scheduler
+//! scheduler = "https://10.0.0.2:7601"       # the node link of the scheduler; of several, with commas between
 //! ca_file = "/etc/berth/ca.pem"             # issuer of the scheduler's certificate
 //! token_file = "/etc/berth/machine-token"   # `hj_...`; read only to enrol
 //! state_dir = "/var/lib/berth/state"        # ledger, key, certificate, ephemeral storage; survives a reboot
@@ -48,7 +48,7 @@ pub struct Config {
     pub machine_id: MachineId,
     pub capacity_group: GroupId,
     pub zone: Zone,
-    /// URL of the scheduler's node link.
+    /// URL of the scheduler's node link; of several with commas between, one after the other is dialled.
     pub scheduler: String,
     pub ca_file: PathBuf,
     pub token_file: PathBuf,
@@ -143,7 +143,7 @@ fn read(table: Table, faults: &mut Vec<String>) -> Option<Config> {
     let machine_id = keys.parsed("machine_id", MachineId::new);
     let capacity_group = keys.parsed("capacity_group", GroupId::new);
     let zone = keys.parsed_or("zone", "local", Zone::new);
-    let scheduler = keys.parsed("scheduler", https_url);
+    let scheduler = keys.parsed("scheduler", https_urls);
     let ca_file = keys.parsed("ca_file", absolute);
     let token_file = keys.parsed("token_file", absolute);
     let state_dir = keys.parsed("state_dir", absolute);
@@ -365,13 +365,14 @@ impl Keys<'_> {
     }
 }
 
-fn https_url(text: String) -> Result<String, String> {
-    let url: tonic::transport::Uri = text.parse().map_err(|error| format!("is no URL: {error}"))?;
-    if url.scheme_str() == Some("https") && url.port_u16().is_some() {
-        Ok(text)
-    } else {
-        Err(format!("{text:?} is no URL such as https://10.0.0.2:7601"))
+fn https_urls(text: String) -> Result<String, String> {
+    for url in text.split(',').map(str::trim) {
+        let read: tonic::transport::Uri = url.parse().map_err(|error| format!("is no URL: {error}"))?;
+        if read.scheme_str() != Some("https") || read.port_u16().is_none() {
+            return Err(format!("{url:?} is no URL such as https://10.0.0.2:7601"));
+        }
     }
+    Ok(text)
 }
 
 fn absolute(text: String) -> Result<PathBuf, String> {

@@ -138,6 +138,7 @@ async fn serve(
         logs: LogService {
             store: config.log_store.clone(),
         },
+        route: link::Route::default(),
     };
     tasks.spawn(run_link(link, credentials, cancel.clone()));
     tasks.spawn(watchdog(inbox_sender.downgrade(), cancel.clone()));

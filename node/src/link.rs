@@ -5,6 +5,7 @@
 //! ever. Both sides then send whole states, so nothing is lost with a session. Nothing here stops a replica.
 
 mod enrol;
+mod route;
 mod session;
 
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use crate::reconcile::{Answer, Input};
 use crate::status::{Part, Snapshot, Verdicts};
 
 pub use enrol::enrol_until_done;
+pub use route::Route;
 
 /// The client of the service, generated from `api/proto/link.proto`.
 mod proto {
@@ -76,6 +78,8 @@ pub enum LinkError {
     Unreadable(String),
     #[error("the scheduler ended the session")]
     Ended,
+    #[error("the cluster is served by the scheduler at {url}")]
+    Redirected { url: String },
 }
 
 impl LinkError {
@@ -119,6 +123,7 @@ pub struct Link {
     pub directory: DirectoryState,
     pub mesh: MeshState,
     pub logs: LogService,
+    pub route: Route,
 }
 
 /// Keeps a session with the scheduler until cancelled.
@@ -132,7 +137,20 @@ pub async fn run(mut link: Link, mut credentials: Credentials, cancel: Cancellat
         let Some(result) = ended else { return };
         let error = match result {
             Ok(()) => continue,
-            Err(error) => error,
+            Err(LinkError::Redirected { url }) => {
+                tracing::info!(url, "the scheduler names another one for this cluster");
+                if link.route.redirected(url) {
+                    continue;
+                }
+                LinkError::Ended
+            }
+            Err(error) => {
+                // A session that was good ends for many reasons; the scheduler that served it is asked first.
+                if began.elapsed() < GOOD_SESSION {
+                    link.route.failed();
+                }
+                error
+            }
         };
         let reason = words(&error);
         tracing::debug!(reason, "a session has ended");
@@ -164,8 +182,8 @@ pub(crate) fn jittered(pause: Duration) -> Duration {
     pause / 2 + pause * u32::from(u16::from_be_bytes(random)) / (2 * 65_536)
 }
 
-/// A channel to the scheduler. Lazy: the first call connects.
-fn channel(config: &Config, identity: Option<(&str, &str)>) -> Result<Channel, LinkError> {
+/// A channel to the scheduler at `url`. Lazy: the first call connects.
+fn channel(config: &Config, url: &str, identity: Option<(&str, &str)>) -> Result<Channel, LinkError> {
     let path = &config.ca_file;
     let ca = std::fs::read_to_string(path).map_err(|source| LinkError::File {
         path: path.display().to_string(),
@@ -176,10 +194,10 @@ fn channel(config: &Config, identity: Option<(&str, &str)>) -> Result<Channel, L
         tls = tls.identity(Identity::from_pem(certificate, key));
     }
     let dial = |source| LinkError::Dial {
-        url: config.scheduler.clone(),
+        url: url.to_owned(),
         source,
     };
-    let endpoint = Endpoint::from_shared(config.scheduler.clone()).map_err(dial)?;
+    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(dial)?;
     let endpoint = endpoint
         .tls_config(tls)
         .map_err(dial)?

@@ -186,6 +186,11 @@ impl ClusterHandle {
         self.requests.is_closed()
     }
 
+    /// Returns when the actor has ended.
+    pub(crate) async fn closed(&self) {
+        self.requests.closed().await;
+    }
+
     async fn send(&self, request: Request) -> Result<(), Refused> {
         self.requests.send(request).await.map_err(|_| self.gone())
     }

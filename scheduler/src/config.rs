@@ -13,6 +13,9 @@
 //! | `limits.freeze_percent` | nothing moves while more machines are unhealthy | 50 | 1 to 100 |
 //! | `limits.freeze_max_seconds` | a machine silent for longer holds up nothing | 900 | at least `replace_after_seconds` |
 //! | `store` | where clusters are kept: `sqlite`, or `etcd://host:port,host:port/prefix` for high availability | `sqlite` | 1 to 16 members |
+//! | `advertise` | URL under which other schedulers of the etcd store reach this one's REST API | `listen`, where it names an address | `http://host:port` |
+//! | `link_advertise` | URL under which nodes that were sent here reach the link | `https://`, the first of `link_names`, the port of `link_listen` | `https://host:port` |
+//! | `lease_seconds` | how long etcd keeps what this process owns after it was last heard; a failover takes about that long | 5 | 2 to 60 |
 //! | `etcd.ca_file` | PEM of the authority of etcd's certificates; TLS is spoken when it is given | none | |
 //! | `etcd.cert_file`, `etcd.key_file` | PEM of the certificate and key with which the scheduler shows itself to etcd | none | together |
 //! | `etcd.user`, `etcd.password_file` | the etcd user, and the file with its password alone | none | together |
@@ -68,6 +71,9 @@ pub struct Config {
     pub limits: Limits,
     pub platform_issuers: Vec<TrustedIssuer>,
     pub store: StoreChoice,
+    pub advertise: Option<String>,
+    pub link_advertise: Option<String>,
+    pub lease: Duration,
 }
 
 /// Why a configuration cannot be used.
@@ -101,6 +107,12 @@ struct File {
     store: String,
     #[serde(default)]
     etcd: EtcdAccess,
+    #[serde(default)]
+    advertise: Option<String>,
+    #[serde(default)]
+    link_advertise: Option<String>,
+    #[serde(default = "default_lease_seconds")]
+    lease_seconds: u64,
     #[serde(default)]
     platform_issuers: Vec<FileIssuer>,
 }
@@ -177,6 +189,10 @@ fn default_link_names() -> Vec<String> {
     vec!["localhost".into(), "127.0.0.1".into()]
 }
 
+fn default_lease_seconds() -> u64 {
+    5
+}
+
 fn default_store() -> String {
     "sqlite".into()
 }
@@ -186,7 +202,7 @@ fn default_heartbeat_ms() -> u64 {
 }
 
 /// Keys of the file, for the list of unknown ones.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 14] = [
     "data_dir",
     "listen",
     "link_listen",
@@ -198,6 +214,9 @@ const KEYS: [&str; 11] = [
     "platform_issuers",
     "store",
     "etcd",
+    "advertise",
+    "link_advertise",
+    "lease_seconds",
 ];
 const LIMIT_KEYS: [&str; 4] = [
     "unhealthy_after_seconds",
@@ -233,6 +252,9 @@ impl Config {
             limits: Limits::default(),
             platform_issuers: Vec::new(),
             store: StoreChoice::default(),
+            advertise: None,
+            link_advertise: None,
+            lease: Duration::from_secs(default_lease_seconds()),
         }
     }
 
@@ -283,22 +305,7 @@ impl Config {
             }
         };
         check(&file, &mut faults);
-        let store = match StoreChoice::parse(&file.store, file.etcd.clone()) {
-            Ok(store) => store,
-            Err(problem) => {
-                faults.push(Fault {
-                    path: "store".into(),
-                    problem,
-                });
-                StoreChoice::default()
-            }
-        };
-        if store == StoreChoice::Sqlite && file.etcd != EtcdAccess::default() {
-            faults.push(Fault {
-                path: "etcd".into(),
-                problem: "is given, and store is not etcd://...".into(),
-            });
-        }
+        let store = store::read(&file, &mut faults);
         Faults::check(faults)?;
         let milliseconds = |seconds: u64| seconds.saturating_mul(1000);
         Ok(Self {
@@ -309,6 +316,9 @@ impl Config {
             heartbeat: Duration::from_millis(file.heartbeat_ms),
             log_format: file.log_format,
             store,
+            advertise: file.advertise,
+            link_advertise: file.link_advertise,
+            lease: Duration::from_secs(file.lease_seconds),
             limits: Limits {
                 unhealthy_after_ms: milliseconds(file.limits.unhealthy_after_seconds),
                 replace_after_ms: milliseconds(file.limits.replace_after_seconds),
@@ -450,6 +460,7 @@ fn check(file: &File, faults: &mut Vec<Fault>) {
     for (path, problem) in file.etcd.faults() {
         require(false, path, problem.into());
     }
+    store::check_sharing(file, &mut require);
 }
 
 /// A week: whoever wants a group never to shrink raises its minimum.

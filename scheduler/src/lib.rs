@@ -4,6 +4,7 @@
 //! | --- | --- | --- | --- |
 //! | [`cluster`] actor, one each | requests, a period | records in the store, then published state | [`Scheduler`] |
 //! | store writer (a thread) | appends of all actors | one transaction for all that waits | [`store::Sqlite`] |
+//! | shard, one | members and owners in etcd | actors that run here and nowhere else | [`Running`] |
 //! | [`link`] server and sessions | nodes' streams; published state | requests to actors; sets, names, mesh to nodes | [`Running`] |
 //! | [`rest`] server | HTTP requests | requests to actors | [`Running`] |
 //!
@@ -31,6 +32,7 @@ pub mod repack;
 pub mod rest;
 mod scheduler;
 mod server;
+mod shard;
 pub mod squeeze;
 pub mod status;
 pub mod store;

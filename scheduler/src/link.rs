@@ -13,7 +13,9 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_api::link::{EnrolReply, EnrolRequest, NodeMessage, SchedulerMessage, scheduler_message::Kind};
+use berth_api::link::{
+    EnrolReply, EnrolRequest, NodeMessage, Redirect, SchedulerMessage, scheduler_message::Kind,
+};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use tokio::net::TcpListener;
@@ -145,10 +147,13 @@ impl Link for LinkService {
             )
         })?;
         // A cluster that is being deleted goes on to speak with its machines: they are told to stop everything.
-        let handle = self
-            .scheduler
-            .find(&identity.cluster_id)
-            .ok_or_else(|| Refused::cluster_not_found(identity.cluster_id.as_str()))?;
+        let Some(handle) = self.scheduler.find(&identity.cluster_id) else {
+            let Some(member) = self.scheduler.elsewhere(&identity.cluster_id) else {
+                return Err(self.scheduler.not_here(&identity.cluster_id).into());
+            };
+            let redirect = message(Kind::Redirect(Redirect { url: member.link_url }));
+            return Ok(Response::new(futures::stream::iter([Ok(redirect)]).boxed()));
+        };
         let (outbound, messages) = mpsc::channel(OUTBOUND_MAX);
         let (refuse, refusal) = oneshot::channel();
         let session = session::run(

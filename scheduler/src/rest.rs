@@ -10,6 +10,7 @@ mod aggregate;
 mod auth;
 mod clusters;
 mod containers;
+mod forward;
 mod logs;
 mod machines;
 mod nodes;
@@ -65,6 +66,10 @@ impl Api {
             .route("/readyz", get(operator::readyz))
             .fallback(request::no_route)
             .method_not_allowed_fallback(request::no_method)
+            .layer(axum::middleware::from_fn_with_state(
+                self.clone(),
+                forward::forward,
+            ))
             .layer(axum::middleware::from_fn(request::around))
             .with_state(self)
     }

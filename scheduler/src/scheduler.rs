@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use berth_api::cluster::ClusterSpec;
 use berth_api::id::{ClusterId, ContainerName, ReplicaId};
@@ -15,7 +16,8 @@ use crate::identity::Identity;
 use crate::link::{LogQuery, LogStream};
 use crate::liveness::Limits;
 use crate::refusal::{Class, Refused};
-use crate::store::Store;
+use crate::shard::{Place, Shard, Tenure};
+use crate::store::{Claim, Claimed, Member, Store, StoreError};
 use crate::world::World;
 
 /// What became of a wish to create a cluster.
@@ -41,10 +43,19 @@ pub struct Scheduler {
     store: Arc<dyn Store>,
     limits: Limits,
     identity: Arc<Identity>,
-    clusters: RwLock<BTreeMap<ClusterId, ClusterHandle>>,
+    clusters: RwLock<BTreeMap<ClusterId, Served>>,
     /// One creation at a time: between the look and the append nobody else may create.
     creating: tokio::sync::Mutex<()>,
     actors: TaskTracker,
+    stop: CancellationToken,
+    /// Present when clusters are shared with other processes.
+    shard: Option<Arc<Shard>>,
+}
+
+/// An actor of this process.
+#[derive(Debug)]
+struct Served {
+    handle: ClusterHandle,
     stop: CancellationToken,
 }
 
@@ -58,7 +69,29 @@ impl Scheduler {
         limits: Limits,
         identity: Arc<Identity>,
     ) -> Result<Arc<Self>, LoadError> {
-        let scheduler = Arc::new(Self {
+        let scheduler = Self::without_clusters(store, limits, identity, None);
+        let mut loaded = Vec::new();
+        for cluster in scheduler.store.clusters().await? {
+            loaded.push(Loaded::load(scheduler.store.as_ref(), &cluster).await?);
+        }
+        for cluster in loaded {
+            scheduler.start_actor(cluster, &Tenure::forever());
+        }
+        Ok(scheduler)
+    }
+
+    /// A scheduler that shares the clusters of its store: [`crate::shard::run`] starts and ends its actors.
+    pub(crate) fn shared(shard: Arc<Shard>, limits: Limits, identity: Arc<Identity>) -> Arc<Self> {
+        Self::without_clusters(shard.etcd.clone(), limits, identity, Some(shard))
+    }
+
+    fn without_clusters(
+        store: Arc<dyn Store>,
+        limits: Limits,
+        identity: Arc<Identity>,
+        shard: Option<Arc<Shard>>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             store,
             limits,
             identity,
@@ -66,15 +99,48 @@ impl Scheduler {
             creating: tokio::sync::Mutex::default(),
             actors: TaskTracker::new(),
             stop: CancellationToken::new(),
-        });
-        let mut loaded = Vec::new();
-        for cluster in scheduler.store.clusters().await? {
-            loaded.push(Loaded::load(scheduler.store.as_ref(), &cluster).await?);
+            shard,
+        })
+    }
+
+    /// How clusters are shared with other processes, where they are.
+    pub(crate) fn shard(&self) -> Option<&Arc<Shard>> {
+        self.shard.as_ref()
+    }
+
+    /// Where a cluster is served.
+    pub(crate) fn place(&self, cluster: &ClusterId) -> Place {
+        match (self.find(cluster), &self.shard) {
+            (Some(_), _) => Place::Here,
+            (None, Some(shard)) => shard.place(cluster),
+            (None, None) => Place::Unknown,
         }
-        for cluster in loaded {
-            scheduler.start_actor(cluster);
+    }
+
+    /// The other process to ask about a cluster, where there is one: its owner, or for an unknown one the process that
+    /// would own it, so that from outside neither can be told from the other.
+    pub(crate) fn elsewhere(&self, cluster: &ClusterId) -> Option<Member> {
+        match self.place(cluster) {
+            Place::Here | Place::Moving => None,
+            Place::Elsewhere(member) => Some(member),
+            Place::Unknown => self.shard.as_ref()?.birthplace(cluster),
         }
-        Ok(scheduler)
+    }
+
+    /// Refuses what is about a cluster that is not served here: unknown, or for the moment.
+    pub(crate) fn not_here(&self, cluster: &ClusterId) -> Refused {
+        match self.place(cluster) {
+            Place::Here | Place::Unknown => Refused::cluster_not_found(cluster.as_str()),
+            Place::Elsewhere(member) => Refused::unavailable(format!(
+                "cluster {:?} is served at {}",
+                cluster.as_str(),
+                member.rest_url
+            )),
+            Place::Moving => Refused::unavailable(format!(
+                "cluster {:?} is being taken over; try again",
+                cluster.as_str()
+            )),
+        }
     }
 
     /// The keys and certificates of this scheduler.
@@ -160,13 +226,38 @@ impl Scheduler {
             world.apply(&kept);
             records.push(kept.to_record());
         }
+        let tenure = self.own_new(&cluster).await?;
         let next_seq = self
             .store
             .append(&cluster, 1, records)
             .await
             .map_err(|error| Refused::from(&error))?;
         tracing::info!(cluster_id = %cluster, "the cluster is created");
-        Ok(Creation::Created(self.start_actor(Loaded::new(world, next_seq))))
+        Ok(Creation::Created(
+            self.start_actor(Loaded::new(world, next_seq), &tenure),
+        ))
+    }
+
+    /// Becomes the owner of a cluster that is about to be created. When it is not created after all, the shard's task
+    /// finds it without a history and gives it back.
+    async fn own_new(&self, cluster: &ClusterId) -> Result<Tenure, Refused> {
+        let Some(shard) = &self.shard else {
+            return Ok(Tenure::forever());
+        };
+        let (lease, tenure) = shard
+            .tenure()
+            .ok_or_else(|| Refused::unavailable("this process has no lease at the moment; try again"))?;
+        let unfit = || {
+            Err::<Tenure, StoreError>(StoreError::NotOwner {
+                cluster: cluster.clone(),
+            })
+        };
+        let claimed = match shard.claim(cluster, Claim::New, lease).await {
+            Ok(Claimed::Won) => Ok(tenure),
+            Ok(Claimed::Taken | Claimed::Unfit) => unfit(),
+            Err(error) => Err(error),
+        };
+        claimed.map_err(|error| Refused::from(&error))
     }
 
     /// What was answered to a creation under the same key, whichever cluster it created: a key stands for one write.
@@ -185,19 +276,24 @@ impl Scheduler {
     /// # Errors
     /// When there is none of this id.
     pub fn cluster(&self, id: &ClusterId) -> Result<ClusterHandle, Refused> {
-        self.find(id)
-            .filter(|handle| handle.world().deleted_at().is_none())
-            .ok_or_else(|| Refused::cluster_not_found(id.as_str()))
+        match self.find(id) {
+            Some(handle) if handle.world().deleted_at().is_none() => Ok(handle),
+            Some(_) => Err(Refused::cluster_not_found(id.as_str())),
+            None => Err(self.not_here(id)),
+        }
     }
 
     /// Every cluster, those being deleted included, ordered by id.
     #[must_use]
     pub fn clusters(&self) -> Vec<ClusterHandle> {
+        if !self.may_act() {
+            return Vec::new();
+        }
         let clusters = self.clusters.read().unwrap_or_else(PoisonError::into_inner);
         clusters
             .values()
-            .filter(|handle| !handle.world().is_finished())
-            .cloned()
+            .filter(|served| !served.handle.is_closed() && !served.handle.world().is_finished())
+            .map(|served| served.handle.clone())
             .collect()
     }
 
@@ -206,8 +302,12 @@ impl Scheduler {
     /// # Errors
     /// When there is none of this id.
     pub fn known(&self, id: &ClusterId) -> Result<ClusterHandle, Refused> {
-        self.find(id)
-            .ok_or_else(|| Refused::cluster_not_found(id.as_str()))
+        self.find(id).ok_or_else(|| self.not_here(id))
+    }
+
+    /// Whether this process may speak for its clusters: always, or for as long as its lease counts.
+    fn may_act(&self) -> bool {
+        self.shard.as_ref().is_none_or(|shard| shard.tenure().is_some())
     }
 
     /// Deletes a cluster with all that is in it. Deleting what is being deleted succeeds.
@@ -215,9 +315,7 @@ impl Scheduler {
     /// # Errors
     /// When there is none of this id, or the store is not available.
     pub async fn delete_cluster(&self, id: &ClusterId) -> Result<(), Refused> {
-        let handle = self
-            .find(id)
-            .ok_or_else(|| Refused::cluster_not_found(id.as_str()))?;
+        let handle = self.find(id).ok_or_else(|| self.not_here(id))?;
         handle.delete().await
     }
 
@@ -257,21 +355,69 @@ impl Scheduler {
 
     /// A cluster in whatever state, until its log is dropped.
     pub(crate) fn find(&self, id: &ClusterId) -> Option<ClusterHandle> {
+        if !self.may_act() {
+            return None;
+        }
         let clusters = self.clusters.read().unwrap_or_else(PoisonError::into_inner);
-        clusters.get(id).filter(|handle| !handle.is_closed()).cloned()
+        clusters
+            .get(id)
+            .map(|served| &served.handle)
+            .filter(|handle| !handle.is_closed())
+            .cloned()
     }
 
-    fn start_actor(&self, loaded: Loaded) -> ClusterHandle {
+    /// Every cluster that an actor runs for.
+    pub(crate) fn running(&self) -> Vec<ClusterId> {
+        let clusters = self.clusters.read().unwrap_or_else(PoisonError::into_inner);
+        clusters
+            .iter()
+            .filter(|(_, served)| !served.handle.is_closed())
+            .map(|(id, _)| id.clone())
+            .collect()
+    }
+
+    /// Held by whoever creates a cluster.
+    pub(crate) async fn creating(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.creating.lock().await
+    }
+
+    /// Ends the actor of a cluster and its sessions; returns when nothing of it writes any more.
+    pub(crate) async fn stop_cluster(&self, id: &ClusterId, deadline: Duration) {
+        let served = {
+            let mut clusters = self.clusters.write().unwrap_or_else(PoisonError::into_inner);
+            clusters.remove(id)
+        };
+        let Some(Served { handle, stop }) = served else {
+            return;
+        };
+        stop.cancel();
+        handle.sessions().end_all();
+        if tokio::time::timeout(deadline, handle.closed()).await.is_err() {
+            tracing::warn!(cluster_id = %id, "an actor does not end; its writes are fenced");
+        }
+    }
+
+    /// Starts the actor of a cluster; the one that runs already stays.
+    pub(crate) fn start_actor(&self, loaded: Loaded, tenure: &Tenure) -> ClusterHandle {
+        let stop = self.stop.child_token();
         let config = ActorConfig {
             store: self.store.clone(),
             limits: self.limits,
-            stop: self.stop.clone(),
+            stop: stop.clone(),
+            tenure: tenure.clone(),
         };
         let (actor, handle) = Actor::new(config, loaded);
-        self.clusters
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(handle.id().clone(), handle.clone());
+        let mut clusters = self.clusters.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(served) = clusters.get(handle.id())
+            && !served.handle.is_closed()
+        {
+            return served.handle.clone();
+        }
+        let served = Served {
+            handle: handle.clone(),
+            stop,
+        };
+        clusters.insert(handle.id().clone(), served);
         self.actors.spawn(actor.run());
         handle
     }

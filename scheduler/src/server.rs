@@ -3,10 +3,11 @@
 
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_api::assignment::Digest;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +19,8 @@ use crate::identity::{Identity, IdentityError};
 use crate::link::{self, LinkConfig};
 use crate::rest::{self, Api};
 use crate::scheduler::Scheduler;
-use crate::store::{COMPACT_PERIOD, Etcd, Sqlite, Store, StoreError};
+use crate::shard::{self, Shard, ShardConfig};
+use crate::store::{COMPACT_PERIOD, Etcd, Member, Sqlite, Store, StoreError};
 use crate::tokens::{TokenError, Tokens};
 
 /// A connection that has not ended by then is cut when the scheduler stops.
@@ -33,6 +35,8 @@ pub enum StartError {
     Store(#[from] StoreError),
     #[error("read {path}, which the table etcd of the configuration names")]
     EtcdFile { path: PathBuf, source: std::io::Error },
+    #[error("there are no random bytes to be had")]
+    Random,
     #[error("cannot load the clusters")]
     Load(#[from] LoadError),
     #[error("cannot open the keys")]
@@ -84,13 +88,9 @@ impl Scheduler {
                 let options = choice
                     .options()
                     .map_err(|(path, source)| StartError::EtcdFile { path, source })?;
-                let store = Arc::new(Etcd::open(&options).await?);
-                let mut running = Self::start_on(store.clone(), config).await?;
-                let stop = running.stop.clone();
-                running
-                    .servers
-                    .spawn(async move { store.housekeep(COMPACT_PERIOD, stop).await });
-                Ok(running)
+                let store = Etcd::open(&options).await?;
+                store.check_keys(&key_marks(&config.data_dir)?).await?;
+                Self::start_with(Clusters::Shared(Arc::new(store)), config).await
             }
         }
     }
@@ -100,15 +100,32 @@ impl Scheduler {
     /// # Errors
     /// As [`Scheduler::start`].
     pub async fn start_on(store: Arc<dyn Store>, config: Config) -> Result<Running, StartError> {
+        Self::start_with(Clusters::Alone(store), config).await
+    }
+
+    async fn start_with(clusters: Clusters, config: Config) -> Result<Running, StartError> {
         let identity = Arc::new(Identity::open_trusting(
             &config.data_dir,
             &config.platform_issuers,
         )?);
         let tokens = Arc::new(Tokens::open(&config.data_dir)?);
         let certificate = identity.server_certificate(&config.link_names)?;
-        let scheduler = Scheduler::load(store, config.limits, identity).await?;
+        let alone = match &clusters {
+            Clusters::Alone(store) => {
+                Some(Scheduler::load(store.clone(), config.limits, identity.clone()).await?)
+            }
+            Clusters::Shared(_) => None,
+        };
         let (rest_listener, rest_addr) = listen(config.listen).await?;
         let (link, link_addr) = listen(config.link_listen).await?;
+        let scheduler = match (alone, clusters) {
+            (Some(scheduler), _) => scheduler,
+            (None, Clusters::Shared(etcd)) => {
+                let shard = shard_config(&config, rest_addr, link_addr)?;
+                Scheduler::shared(Arc::new(Shard::new(etcd, shard)), config.limits, identity)
+            }
+            (None, Clusters::Alone(_)) => unreachable!("one that is alone was loaded above"),
+        };
         let stop = CancellationToken::new();
         let mut servers = JoinSet::new();
         let api = Api::new(scheduler.clone(), tokens, stop.clone());
@@ -120,6 +137,11 @@ impl Scheduler {
                 );
             }
         });
+        if let Some(shard) = scheduler.shard().cloned() {
+            let (etcd, housekeeping) = (shard.etcd.clone(), stop.clone());
+            servers.spawn(async move { etcd.housekeep(COMPACT_PERIOD, housekeeping).await });
+            servers.spawn(shard::run(scheduler.clone(), shard, stop.clone()));
+        }
         let link_config = LinkConfig {
             heartbeat: config.heartbeat,
         };
@@ -163,6 +185,46 @@ impl Running {
         }
         self.scheduler.shutdown().await;
     }
+}
+
+/// Whose clusters these are.
+enum Clusters {
+    Alone(Arc<dyn Store>),
+    Shared(Arc<Etcd>),
+}
+
+fn shard_config(
+    config: &Config,
+    rest_addr: SocketAddr,
+    link_addr: SocketAddr,
+) -> Result<ShardConfig, StartError> {
+    let mut nonce = [0; 8];
+    getrandom::fill(&mut nonce).map_err(|_| StartError::Random)?;
+    let rest_url = config.advertise.clone();
+    let link_url = config.link_advertise.clone();
+    let link_host = config.link_names.first().map_or("localhost", String::as_str);
+    Ok(ShardConfig {
+        me: Member {
+            nonce: format!("{:016x}", u64::from_be_bytes(nonce)),
+            rest_url: rest_url.unwrap_or_else(|| format!("http://{rest_addr}")),
+            link_url: link_url.unwrap_or_else(|| format!("https://{link_host}:{}", link_addr.port())),
+        },
+        lease: config.lease,
+    })
+}
+
+/// What shows that two data directories hold the same keys, without showing the keys.
+fn key_marks(data_dir: &Path) -> Result<String, StartError> {
+    // Made when they are not there.
+    Identity::open(data_dir)?;
+    Tokens::open(data_dir)?;
+    let mut marks = Vec::new();
+    for name in ["ca.key", "token-secret"] {
+        let path = data_dir.join(name);
+        let content = std::fs::read(&path).map_err(|source| StartError::DataDir { path, source })?;
+        marks.push(format!("{name} {}", Digest::of(&content)));
+    }
+    Ok(marks.join("\n"))
 }
 
 async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {

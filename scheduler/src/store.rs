@@ -26,7 +26,9 @@ use std::sync::Arc;
 use berth_api::id::ClusterId;
 use futures::future::BoxFuture;
 
-pub use etcd::{COMPACT_PERIOD, Etcd, EtcdOptions, EtcdTls, EtcdUser};
+pub(crate) use etcd::cluster_of_segment;
+pub use etcd::{COMPACT_PERIOD, Etcd, EtcdOptions, EtcdTls, EtcdUser, Member};
+pub(crate) use etcd::{Changes, Claim, Claimed, Lease, OwnerChange};
 pub use memory::Memory;
 pub use sqlite::Sqlite;
 
@@ -113,6 +115,13 @@ pub enum StoreError {
         operation: &'static str,
         source: Arc<rusqlite::Error>,
     },
+    #[error(
+        "{store} is used by schedulers with other keys; copy ca.key, ca.pem, platform.key and token-secret from the \
+         data_dir of one of them into this one's"
+    )]
+    OtherKeys { store: String },
+    #[error("cluster {cluster} is not owned by this process, or not any more")]
+    NotOwner { cluster: ClusterId },
     #[error(
         "{store}: cannot {operation}: no member answered in time; a majority of them must be up and in reach"
     )]

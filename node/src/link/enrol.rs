@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-use berth_api::link::EnrolRequest;
+use berth_api::link::{EnrolReply, EnrolRequest};
 use berth_api::machine::{AssignedNetwork, MachineSpec};
 use berth_api::rest::node::RegisterRequest;
 use berth_api::time::Timestamp;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
+use tonic::Code;
 
 use super::proto::link_client::LinkClient;
-use super::{CALL_TIMEOUT, LinkError, REDIAL_FIRST, REDIAL_MAX, channel, jittered, words};
+use super::{CALL_TIMEOUT, LinkError, REDIAL_FIRST, REDIAL_MAX, Route, channel, jittered, words};
 use crate::config::Config;
 use crate::credentials::{Credentials, Enrolment, Store};
 use crate::status::{Part, Verdicts};
@@ -95,12 +96,7 @@ async fn ask(
         proof: bytes::Bytes::new(),
         boot_id: boot_id.to_owned(),
     };
-    let mut client = LinkClient::new(channel(config, identity)?);
-    let reply = match tokio::time::timeout(CALL_TIMEOUT, client.enrol(request)).await {
-        Ok(Ok(reply)) => reply.into_inner(),
-        Ok(Err(status)) => return Err(LinkError::refused(&status)),
-        Err(_) => return Err(LinkError::Silent(CALL_TIMEOUT)),
-    };
+    let reply = ask_around(config, request, identity).await?;
     let registered: Registered = serde_json::from_slice(&reply.registered)
         .map_err(|error| LinkError::Unreadable(error.to_string()))?;
     let credentials = Credentials {
@@ -115,6 +111,52 @@ async fn ask(
     store.save(&credentials)?;
     tracing::info!(cidr = %credentials.enrolment.assigned_network.cidr, "enrolled");
     Ok(credentials)
+}
+
+/// Asks the configured schedulers one after the other until one can be reached, and whom that one names.
+async fn ask_around(
+    config: &Config,
+    request: EnrolRequest,
+    identity: Option<(&str, &str)>,
+) -> Result<EnrolReply, LinkError> {
+    let mut route = Route::default();
+    let mut silent = 0;
+    loop {
+        let url = route.url(&config.scheduler).to_owned();
+        match ask_one(config, &url, request.clone(), identity).await {
+            Ok(reply) if reply.redirect_url.is_empty() => return Ok(reply),
+            Ok(reply) => {
+                if !route.redirected(reply.redirect_url.clone()) {
+                    return Err(LinkError::Redirected {
+                        url: reply.redirect_url,
+                    });
+                }
+            }
+            Err(error) => {
+                silent += 1;
+                let is_there =
+                    matches!(&error, LinkError::Refused { code, .. } if *code != Code::Unavailable);
+                if is_there || silent >= config.scheduler.split(',').count() {
+                    return Err(error);
+                }
+                route.failed();
+            }
+        }
+    }
+}
+
+async fn ask_one(
+    config: &Config,
+    url: &str,
+    request: EnrolRequest,
+    identity: Option<(&str, &str)>,
+) -> Result<EnrolReply, LinkError> {
+    let mut client = LinkClient::new(channel(config, url, identity)?);
+    match tokio::time::timeout(CALL_TIMEOUT, client.enrol(request)).await {
+        Ok(Ok(reply)) => Ok(reply.into_inner()),
+        Ok(Err(status)) => Err(LinkError::refused(&status)),
+        Err(_) => Err(LinkError::Silent(CALL_TIMEOUT)),
+    }
 }
 
 fn machine(config: &Config, boot_id: &str) -> MachineSpec {

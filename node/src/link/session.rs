@@ -60,6 +60,7 @@ impl Link {
     ) -> Result<(), LinkError> {
         let channel = channel(
             &self.config,
+            self.route.url(&self.config.scheduler),
             Some((&credentials.certificate_pem, &credentials.key_pem)),
         )?;
         let mut client = LinkClient::new(channel)
@@ -181,6 +182,7 @@ impl Link {
             From::Welcome(welcome) => {
                 session.heartbeat = Duration::from_millis(u64::from(welcome.heartbeat_ms).clamp(100, 60_000));
                 self.verdicts.set(Part::Link, Ok(()));
+                self.route.serves();
                 Ok(())
             }
             From::Assignments(Assignments { position, set }) => {
@@ -229,6 +231,10 @@ impl Link {
                 self.tell(Input::StopConfirmed(ids)).await
             }
             From::Ping(ping) => session.send(Kind::Pong(Pong { nonce: ping.nonce })).await,
+            From::Redirect(redirect) if redirect.url.starts_with("https://") => {
+                Err(LinkError::Redirected { url: redirect.url })
+            }
+            From::Redirect(redirect) => Err(LinkError::Unreadable(format!("to dial {:?}", redirect.url))),
             From::LogRequest(request) => self.serve_logs(session, request).await,
             From::LogCancel(request) => {
                 if let Some(cancel) = session.log_cancels.remove(&request.request_id) {

@@ -22,6 +22,7 @@ use crate::entry::{Entry, RecordError};
 use crate::link::Sessions;
 use crate::liveness::{self, Limits};
 use crate::refusal::Refused;
+use crate::shard::Tenure;
 use crate::store::{History, SNAPSHOT_INTERVAL, Snapshot, Store, StoreError};
 use crate::world::{ApplyError, Now, Observed, World};
 
@@ -188,12 +189,14 @@ pub(crate) struct ActorConfig {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) limits: Limits,
     pub(crate) stop: CancellationToken,
+    /// For how long the cluster is this process's.
+    pub(crate) tenure: Tenure,
 }
 
 /// How the loop ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// The scheduler stops.
+    /// The scheduler stops, or the cluster is another process's from now on.
     Stopped,
     /// The cluster was deleted and its log is gone.
     Deleted,
@@ -348,6 +351,9 @@ impl Actor {
                     continue;
                 }
             }
+            if !self.config.tenure.holds() {
+                return End::Stopped;
+            }
             if let Some(end) = self.step(std::mem::take(&mut batch)).await {
                 return end;
             }
@@ -396,6 +402,10 @@ impl Actor {
         self.publish(decision.map(|decision| decision.report), now, has_requests);
         for finish in finishes {
             finish(outcome.clone());
+        }
+        if let Err(StoreError::NotOwner { .. }) = stored {
+            warn!(cluster_id = %self.cluster, "the cluster is another process's; its actor here ends");
+            return Some(End::Stopped);
         }
         if let Err(error) = stored {
             error!(cluster_id = %self.cluster, error = &error as &dyn std::error::Error,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use berth_api::validate::Fault;
 use serde::Deserialize;
 
 use crate::store::{EtcdOptions, EtcdTls, EtcdUser};
@@ -91,6 +92,55 @@ impl StoreChoice {
             access,
         }))
     }
+}
+
+/// The store of a file; what is wrong with it is added to the faults.
+pub(super) fn read(file: &super::File, faults: &mut Vec<Fault>) -> StoreChoice {
+    let mut fault = |path: &str, problem: String| {
+        faults.push(Fault {
+            path: path.into(),
+            problem,
+        });
+    };
+    let store = StoreChoice::parse(&file.store, file.etcd.clone()).unwrap_or_else(|problem| {
+        fault("store", problem);
+        StoreChoice::default()
+    });
+    if file.store == "sqlite" && file.etcd != EtcdAccess::default() {
+        fault("etcd", "is given, and store is not etcd://...".into());
+    }
+    store
+}
+
+/// What several schedulers of one store tell each other.
+pub(super) fn check_sharing(file: &super::File, require: &mut impl FnMut(bool, &str, String)) {
+    let urls = [
+        ("advertise", &file.advertise, "http"),
+        ("link_advertise", &file.link_advertise, "https"),
+    ];
+    for (path, url, scheme) in urls {
+        if let Some(url) = url {
+            let read = url.parse::<axum::http::Uri>().ok();
+            let is_base = read.is_some_and(|read| {
+                read.scheme_str() == Some(scheme) && read.port_u16().is_some() && read.path() == "/"
+            });
+            let is_base = is_base && !url.ends_with('/');
+            require(is_base, path, format!("{url:?} is not {scheme}://host:port"));
+        }
+    }
+    require(
+        file.store == "sqlite" || file.advertise.is_some() || !file.listen.ip().is_unspecified(),
+        "advertise",
+        format!(
+            "is needed: other schedulers cannot reach this one at {}",
+            file.listen
+        ),
+    );
+    require(
+        (2..=60).contains(&file.lease_seconds),
+        "lease_seconds",
+        format!("{} is not from 2 to 60", file.lease_seconds),
+    );
 }
 
 impl EtcdAccess {

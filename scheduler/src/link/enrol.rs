@@ -25,6 +25,12 @@ pub(super) async fn enrol(
     let cluster_id = ClusterId::new(request.cluster_id.as_str()).map_err(|error| {
         Refused::invalid("invalid_enrolment", Faults::one("clusterId", error.to_string()))
     })?;
+    if let Some(member) = scheduler.elsewhere(&cluster_id) {
+        return Ok(EnrolReply {
+            redirect_url: member.link_url,
+            ..EnrolReply::default()
+        });
+    }
     let spec = read_register(&cluster_id, &request)?;
     let handle = authorise(scheduler, &cluster_id, peer.as_ref(), &spec, &request.token)?;
     let linked = handle
@@ -58,6 +64,7 @@ pub(super) async fn enrol(
         ca_pem: scheduler.identity().ca_pem().to_owned(),
         registered: registered.into(),
         renew_at_ms: certificate.renew_at.millis(),
+        redirect_url: String::new(),
     })
 }
 
@@ -107,14 +114,19 @@ fn authorise(
         }
         let handle = scheduler
             .find(cluster_id)
-            .ok_or_else(|| Refused::cluster_not_found(cluster_id.as_str()))?;
+            .ok_or_else(|| scheduler.not_here(cluster_id))?;
         return match handle.world().machine(&peer.machine_id) {
             Some(_) => Ok(handle),
             None => Err(Refused::machine_not_found(peer.machine_id.as_str())),
         };
     }
     // Which clusters exist is nobody's business without a token.
-    let handle = scheduler.cluster(cluster_id).map_err(|_| unknown_token())?;
+    let handle = scheduler
+        .cluster(cluster_id)
+        .map_err(|refused| match refused.class {
+            Class::Unavailable => refused,
+            _ => unknown_token(),
+        })?;
     let world = handle.world();
     if is_token(world.token(TokenKind::Machine), token) {
         return Ok(handle);

@@ -17,7 +17,7 @@ pub(super) async fn healthz() -> Json<Success> {
     Json(SUCCESS)
 }
 
-/// Clusters are loaded before this API is served; not ready means about to stop.
+/// Clusters are loaded before this API is served; not ready means about to stop, or without a lease of etcd.
 pub(super) async fn readyz(State(api): State<Api>) -> Answer<Success> {
     if api.stop.is_cancelled() {
         let message = "the scheduler is stopping";
@@ -26,6 +26,9 @@ pub(super) async fn readyz(State(api): State<Api>) -> Answer<Success> {
             "stopping",
             message,
         ));
+    }
+    if api.scheduler.shard().is_some_and(|shard| !shard.is_ready()) {
+        return Err(Refused::unavailable("the scheduler holds no lease of etcd at the moment").into());
     }
     Ok(Json(SUCCESS))
 }

@@ -16,12 +16,13 @@ mod connection;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod layout;
+mod ownership;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +44,9 @@ use layout::{
 };
 
 pub use connection::{EtcdOptions, EtcdTls, EtcdUser};
+pub(crate) use layout::decode_id as cluster_of_segment;
+pub use ownership::Member;
+pub(crate) use ownership::{Change as OwnerChange, Changes, Claim, Claimed, Lease};
 
 /// Keys of one answer when values are read: 16 of at most 1 MiB stay below [`ANSWER_MAX_BYTES`].
 const VALUES_PER_PAGE: i64 = 16;
@@ -64,6 +68,10 @@ pub struct Etcd {
     writes: AtomicU64,
     /// Heads as this process knows them, in their stored bytes. One that is missing is read first.
     heads: Mutex<BTreeMap<ClusterId, Vec<u8>>>,
+    /// Set when this process joins the members: from then on it writes only what it owns.
+    owns_by_lease: AtomicBool,
+    /// The clusters this process owns, with the revisions at which their owner keys were created.
+    fences: Mutex<BTreeMap<ClusterId, i64>>,
 }
 
 /// One guarded write: what is put or deleted when the head is still `before`.
@@ -92,6 +100,8 @@ impl Etcd {
             nonce: u64::from_le_bytes(nonce),
             writes: AtomicU64::new(0),
             heads: Mutex::default(),
+            owns_by_lease: AtomicBool::new(false),
+            fences: Mutex::default(),
         };
         store.check_schema().await?;
         Ok(store)
@@ -126,6 +136,32 @@ impl Etcd {
         }
     }
 
+    /// Refuses a process whose keys are not those of the first process that used this store: what one of them signs or
+    /// issues, the others must know.
+    ///
+    /// # Errors
+    /// When they differ, or etcd cannot be reached.
+    pub async fn check_keys(&self, marks: &str) -> Result<(), StoreError> {
+        let key = self.keys.key_marks();
+        let txn = Txn::new()
+            .when([Compare::version(key.as_str(), CompareOp::Equal, 0)])
+            .and_then([TxnOp::put(key.as_str(), marks, None)])
+            .or_else([TxnOp::get(key.as_str(), None)]);
+        let answer = self
+            .connection
+            .call("compare the keys of the schedulers", |client| {
+                let txn = txn.clone();
+                async move { kv(&client).txn(txn).await }
+            })
+            .await?;
+        if answer.succeeded() || first_value(&answer.op_responses()).as_deref() == Some(marks.as_bytes()) {
+            return Ok(());
+        }
+        Err(StoreError::OtherKeys {
+            store: self.connection.name().to_owned(),
+        })
+    }
+
     fn damaged(&self, detail: String) -> StoreError {
         StoreError::Damaged {
             path: self.connection.name().into(),
@@ -136,6 +172,11 @@ impl Etcd {
     fn heads(&self) -> MutexGuard<'_, BTreeMap<ClusterId, Vec<u8>>> {
         // Every change under this lock is complete before the next may panic.
         self.heads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fences(&self) -> MutexGuard<'_, BTreeMap<ClusterId, i64>> {
+        // As above.
+        self.fences.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remember(&self, cluster: &ClusterId, head: Option<&[u8]>) {
@@ -195,14 +236,6 @@ impl Etcd {
         Ok(answer.kvs().first().map(|kv| kv.value().to_vec()))
     }
 
-    fn guards(&self, cluster: &ClusterId, before: Option<&[u8]>) -> Vec<Compare> {
-        let key = self.keys.head(cluster);
-        vec![match before {
-            Some(before) => Compare::value(key, CompareOp::Equal, before),
-            None => Compare::version(key, CompareOp::Equal, 0),
-        }]
-    }
-
     /// Runs a guarded write. When the guard does not hold and the head is not what this very write makes, it is fenced.
     async fn commit(
         &self,
@@ -210,10 +243,25 @@ impl Etcd {
         cluster: &ClusterId,
         change: Change,
     ) -> Result<(), StoreError> {
+        let key = self.keys.head(cluster);
+        let mut guards = vec![match &change.before {
+            Some(before) => Compare::value(key.as_str(), CompareOp::Equal, before.as_slice()),
+            None => Compare::version(key.as_str(), CompareOp::Equal, 0),
+        }];
+        let mut findings = vec![TxnOp::get(key.as_str(), None)];
+        let owned = self.ownership(cluster)?;
+        if let Some((owner, created)) = &owned {
+            guards.push(Compare::create_revision(
+                owner.as_str(),
+                CompareOp::Equal,
+                *created,
+            ));
+            findings.push(TxnOp::get(owner.as_str(), None));
+        }
         let txn = Txn::new()
-            .when(self.guards(cluster, change.before.as_deref()))
+            .when(guards)
             .and_then(change.operations)
-            .or_else([TxnOp::get(self.keys.head(cluster), None)]);
+            .or_else(findings);
         let answer = self
             .connection
             .call(operation, |client| {
@@ -224,20 +272,41 @@ impl Etcd {
             // What became of it is not known: the head is read again before the next write.
             .inspect_err(|_| self.remember(cluster, None))?;
         if !answer.succeeded() {
-            let found = first_value(&answer.op_responses());
-            if found != change.after {
+            let found = answer.op_responses();
+            let head = first_value(&found);
+            // A write that moves the head and finds it moved just so was done by an attempt whose answer was lost.
+            if change.before == change.after || head != change.after {
                 self.remember(cluster, None);
-                let expected = self.decode_head(cluster, change.before.as_deref())?.next_seq;
-                let found = self.decode_head(cluster, found.as_deref())?.next_seq;
-                return Err(StoreError::Fenced {
-                    cluster: cluster.clone(),
-                    expected,
-                    found,
-                });
+                return Err(self.refusal(cluster, change.before.as_deref(), &found, owned)?);
             }
         }
         self.remember(cluster, change.after.as_deref());
         Ok(())
+    }
+
+    /// Why a guard did not hold.
+    fn refusal(
+        &self,
+        cluster: &ClusterId,
+        before: Option<&[u8]>,
+        found: &[TxnOpResponse],
+        owned: Option<(String, i64)>,
+    ) -> Result<StoreError, StoreError> {
+        if let Some((_, created)) = owned {
+            let holds = matches!(found.get(1), Some(TxnOpResponse::Get(get))
+                if get.kvs().first().is_some_and(|kv| kv.create_revision() == created));
+            if !holds {
+                self.fences().remove(cluster);
+                return Ok(StoreError::NotOwner {
+                    cluster: cluster.clone(),
+                });
+            }
+        }
+        Ok(StoreError::Fenced {
+            cluster: cluster.clone(),
+            expected: self.decode_head(cluster, before)?.next_seq,
+            found: self.decode_head(cluster, first_value(found).as_deref())?.next_seq,
+        })
     }
 
     /// The bytes to stand under the key of a value; parts of a large one are put first, guarded like the value itself.
@@ -411,6 +480,18 @@ impl Etcd {
         revision: i64,
         what: What,
     ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+        let (_, all) = self.read_all_at(operation, prefix, revision, what).await?;
+        Ok(all)
+    }
+
+    /// As [`Self::read_all`], with the revision that was read.
+    async fn read_all_at(
+        &self,
+        operation: &'static str,
+        prefix: &str,
+        revision: i64,
+        what: What,
+    ) -> Result<(i64, Vec<(Vec<u8>, Vec<u8>)>), StoreError> {
         let mut from = prefix.as_bytes().to_vec();
         let mut revision = revision;
         let mut all = Vec::new();
@@ -420,6 +501,7 @@ impl Etcd {
                 .with_revision(revision);
             options = match what {
                 What::Keys => options.with_keys_only().with_limit(KEYS_PER_PAGE),
+                What::Small => options.with_limit(KEYS_PER_PAGE),
                 What::Values => options.with_limit(VALUES_PER_PAGE),
             };
             let mut page = self.get(operation, from, options).await?;
@@ -435,7 +517,7 @@ impl Etcd {
             );
             match all.last() {
                 Some((key, _)) if more => from = [key.as_slice(), &[0]].concat(),
-                _ => return Ok(all),
+                _ => return Ok((revision, all)),
             }
         }
     }
@@ -618,6 +700,8 @@ impl Etcd {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum What {
     Keys,
+    /// Values of at most a few hundred bytes.
+    Small,
     Values,
 }
 

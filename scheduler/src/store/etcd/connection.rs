@@ -169,12 +169,27 @@ impl Connection {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let deadline = monotonic() + CALL_TIMEOUT;
+        self.call_within(operation, ATTEMPT_TIMEOUT, CALL_TIMEOUT, run)
+            .await
+    }
+
+    /// As [`Self::call`], with at most `each` for one member and `all` for all attempts.
+    pub(super) async fn call_within<T, F>(
+        &self,
+        operation: &'static str,
+        each: Duration,
+        all: Duration,
+        run: impl Fn(Client) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let deadline = monotonic() + all;
         let mut pause = PAUSE_FIRST;
         loop {
             let member = self.current.load(Ordering::Relaxed);
             let attempt = async { run(self.client().await?).await };
-            let error = match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt).await {
+            let error = match tokio::time::timeout(each, attempt).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => error,
                 Err(_) => Error::GRpcStatus(tonic::Status::deadline_exceeded("the member did not answer")),

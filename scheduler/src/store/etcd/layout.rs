@@ -6,6 +6,8 @@
 //! PREFIX/log/CLUSTER/FIRST-SEQ               the records of one append
 //! PREFIX/snapshot/CLUSTER/SEQ                the state after record SEQ
 //! PREFIX/part/CLUSTER/l|s/SEQ/NONCE/NUMBER   a slice of a log or snapshot value that is too large for one key
+//! PREFIX/shard/…                             who owns which cluster; see the module `ownership`
+//! PREFIX/keys                                digests of the keys that all schedulers of the store hold
 //! PREFIX/compacted                           how far the history of etcd itself was given up
 //! ```
 //!
@@ -64,8 +66,17 @@ impl Keys {
         format!("{}/schema", self.prefix)
     }
 
+    pub(super) fn key_marks(&self) -> String {
+        format!("{}/keys", self.prefix)
+    }
+
     pub(super) fn compacted(&self) -> String {
         format!("{}/compacted", self.prefix)
+    }
+
+    /// What everything about owners begins with.
+    pub(super) fn shard(&self) -> String {
+        format!("{}/shard/", self.prefix)
     }
 
     /// What every head begins with.
@@ -79,8 +90,7 @@ impl Keys {
 
     /// The cluster of a head's key; none when it is no head of this program.
     pub(super) fn cluster_of_head(&self, key: &[u8]) -> Option<ClusterId> {
-        let text = std::str::from_utf8(key).ok()?;
-        decode_id(text.strip_prefix(&self.heads())?)
+        cluster_below(&self.heads(), key)
     }
 
     /// What every value of a kind of this cluster begins with.
@@ -140,7 +150,12 @@ pub(super) fn end_of(prefix: &str) -> Vec<u8> {
     end
 }
 
-fn encode_id(cluster: &ClusterId) -> String {
+/// The cluster that the rest of `key` behind `prefix` names.
+pub(super) fn cluster_below(prefix: &str, key: &[u8]) -> Option<ClusterId> {
+    decode_id(std::str::from_utf8(key).ok()?.strip_prefix(prefix)?)
+}
+
+pub(super) fn encode_id(cluster: &ClusterId) -> String {
     let mut text = String::new();
     for byte in cluster.as_str().bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.') {
@@ -152,7 +167,8 @@ fn encode_id(cluster: &ClusterId) -> String {
     text
 }
 
-fn decode_id(text: &str) -> Option<ClusterId> {
+/// The cluster whose percent-encoded id this is.
+pub(crate) fn decode_id(text: &str) -> Option<ClusterId> {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {

@@ -1,0 +1,362 @@
+//! Requests about clusters of another process: they are sent on to it, and its answer is given back as it is.
+//!
+//! The client of the wire API follows redirects, but HTTP clients drop the token on the way to another host, so a
+//! redirect would end in 401 (decision 11). A request is sent on once: what a process is sent by another one, it
+//! answers itself. What is about all clusters is asked of every process and put together.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use berth_api::id::ClusterId;
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+
+use super::Api;
+use super::request::{ApiError, read_body};
+use crate::refusal::Refused;
+use crate::store::Member;
+
+/// Marks what another process has sent.
+const FORWARDED: HeaderName = HeaderName::from_static("x-berth-forwarded");
+/// Names the processes whose clusters are missing in an answer about all.
+const MISSING: HeaderName = HeaderName::from_static("x-berth-missing");
+/// A process that does not begin to answer by then counts as away. Below the deadline of a request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Of an answer that is put together with others.
+const ANSWER_MAX: usize = 64 << 20;
+
+/// What a request is about.
+#[derive(Debug, PartialEq, Eq)]
+enum Subject {
+    Cluster(ClusterId),
+    /// The cluster that the body names.
+    Body,
+    /// The clusters that the elements of the body name.
+    Batch,
+    /// All clusters.
+    All,
+    /// This process, or nothing that is known.
+    Here,
+}
+
+/// Middleware: answers here what is about clusters of this process, and asks the others about theirs.
+pub(super) async fn forward(State(api): State<Api>, request: Request, next: Next) -> Response {
+    if api.scheduler.shard().is_none() || request.headers().contains_key(FORWARDED) {
+        return next.run(request).await;
+    }
+    let subject = subject(request.method(), request.uri());
+    let answer = match subject {
+        Subject::Here => Ok(next.run(request).await),
+        Subject::Cluster(cluster) => match api.scheduler.elsewhere(&cluster) {
+            Some(member) => send(&api, &member, request).await,
+            None => Ok(next.run(request).await),
+        },
+        Subject::Body => by_body(&api, request, next).await,
+        Subject::Batch => batch(&api, request, next).await,
+        Subject::All => all(&api, request, next).await,
+    };
+    answer.unwrap_or_else(ApiError::into_response)
+}
+
+fn subject(method: &Method, uri: &Uri) -> Subject {
+    let mut segments = uri.path().trim_start_matches('/').split('/');
+    let (first, second, third) = (segments.next(), segments.next(), segments.next());
+    match (first, second) {
+        (Some("clusters"), Some(id)) if !id.is_empty() => {
+            crate::store::cluster_of_segment(id).map_or(Subject::Here, Subject::Cluster)
+        }
+        (Some("clusters"), None) if method == Method::GET => Subject::All,
+        (Some("clusters" | "register" | "heartbeat" | "events"), None) if method == Method::POST => {
+            Subject::Body
+        }
+        (Some("batch"), Some("heartbeat")) if third.is_none() && method == Method::POST => Subject::Batch,
+        _ => Subject::Here,
+    }
+}
+
+fn cluster_in(value: &Value) -> Option<ClusterId> {
+    ClusterId::new(value.get("clusterId")?.as_str()?).ok()
+}
+
+async fn by_body(api: &Api, request: Request, next: Next) -> Result<Response, ApiError> {
+    let (request, bytes) = buffered(request).await?;
+    // What cannot be read is refused here, with every fault.
+    let cluster = serde_json::from_slice(&bytes)
+        .ok()
+        .and_then(|value| cluster_in(&value));
+    match cluster.and_then(|cluster| api.scheduler.elsewhere(&cluster)) {
+        Some(member) => send(api, &member, request).await,
+        None => Ok(next.run(request).await),
+    }
+}
+
+/// Reads the body of a request and leaves it in its place.
+async fn buffered(request: Request) -> Result<(Request, Bytes), ApiError> {
+    let (parts, body) = request.into_parts();
+    let bytes = read_body(&parts, body).await?;
+    let again = Request::from_parts(parts, Body::from(bytes.clone()));
+    Ok((again, bytes))
+}
+
+/// A copy of a request's head, with another body.
+fn again(head: &axum::http::request::Parts, body: Bytes) -> Request {
+    let mut request = Request::from_parts(head.clone(), Body::empty());
+    request
+        .headers_mut()
+        .insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    *request.body_mut() = Body::from(body);
+    request
+}
+
+/// Sends a request to another process.
+async fn send(api: &Api, member: &Member, request: Request) -> Result<Response, ApiError> {
+    let away = |problem: &str| -> ApiError {
+        Refused::unavailable(format!(
+            "the scheduler at {}, which serves this, {problem}; try again",
+            member.rest_url
+        ))
+        .into()
+    };
+    let path = request
+        .uri()
+        .path_and_query()
+        .map_or("/", axum::http::uri::PathAndQuery::as_str);
+    let uri: Uri = format!("{}{path}", member.rest_url)
+        .parse()
+        .map_err(|_| away("has an address that is no URL"))?;
+    let (head, body) = request.into_parts();
+    let mut onward = Request::new(body);
+    *onward.method_mut() = head.method;
+    *onward.uri_mut() = uri;
+    *onward.headers_mut() = end_to_end(head.headers);
+    onward
+        .headers_mut()
+        .insert(FORWARDED, HeaderValue::from_static("1"));
+    let shard = api.scheduler.shard().ok_or_else(|| away("is not known"))?;
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, shard.client.request(onward))
+        .await
+        .map_err(|_| away("does not answer"))?
+        .map_err(|_| away("cannot be reached"))?;
+    let (mut head, body) = answer.into_parts();
+    head.headers = end_to_end(head.headers);
+    Ok(Response::from_parts(head, Body::new(body)))
+}
+
+/// Without what concerns one connection only (RFC 9110, section 7.6.1).
+fn end_to_end(mut headers: HeaderMap) -> HeaderMap {
+    for name in [
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::TE,
+        header::TRAILER,
+        header::UPGRADE,
+        header::HOST,
+        header::PROXY_AUTHENTICATE,
+        header::PROXY_AUTHORIZATION,
+    ] {
+        headers.remove(name);
+    }
+    headers
+}
+
+/// Heartbeats go to the owners of their clusters; refusals keep the numbers of the whole batch.
+async fn batch(api: &Api, request: Request, next: Next) -> Result<Response, ApiError> {
+    let (request, bytes) = buffered(request).await?;
+    let value: Option<Value> = serde_json::from_slice(&bytes).ok();
+    let beats = value
+        .as_ref()
+        .and_then(|value| value.get("heartbeats"))
+        .and_then(Value::as_array);
+    let Some(beats) = beats else {
+        return Ok(next.run(request).await);
+    };
+    let mut shares: BTreeMap<Option<Member>, Vec<usize>> = BTreeMap::new();
+    for (index, beat) in beats.iter().enumerate() {
+        let member = cluster_in(beat).and_then(|cluster| api.scheduler.elsewhere(&cluster));
+        shares.entry(member).or_default().push(index);
+    }
+    if shares.keys().all(Option::is_none) {
+        return Ok(next.run(request).await);
+    }
+    let (head, _) = request.into_parts();
+    let mut next = Some(next);
+    let mut refused: Option<(StatusCode, Value)> = None;
+    let mut last = None;
+    for (member, indexes) in shares {
+        let share: Vec<&Value> = indexes.iter().filter_map(|index| beats.get(*index)).collect();
+        let body = Bytes::from(json!({ "heartbeats": share }).to_string());
+        let part = again(&head, body);
+        let answer = match (&member, next.take()) {
+            (Some(member), kept) => {
+                next = kept;
+                send(api, member, part).await?
+            }
+            (None, Some(next)) => next.run(part).await,
+            (None, None) => continue,
+        };
+        let (status, answer) = read(answer).await?;
+        match status {
+            StatusCode::OK => last = Some(answer),
+            StatusCode::BAD_REQUEST => merge_faults(&mut refused, status, answer, &indexes),
+            _ => return Ok((status, axum::Json(answer)).into_response()),
+        }
+    }
+    let answer = refused.or_else(|| last.map(|answer| (StatusCode::OK, answer)));
+    let (status, body) = answer.unwrap_or((StatusCode::OK, json!({ "success": true })));
+    Ok((status, axum::Json(body)).into_response())
+}
+
+/// Adds the faults of a share to those of the others, under the numbers of the whole.
+fn merge_faults(
+    refused: &mut Option<(StatusCode, Value)>,
+    status: StatusCode,
+    mut answer: Value,
+    indexes: &[usize],
+) {
+    let faults = answer.get_mut("faults").and_then(Value::as_array_mut);
+    for fault in faults.into_iter().flatten() {
+        let renumbered = fault.get("path").and_then(Value::as_str).and_then(|path| {
+            let (number, rest) = path.strip_prefix("heartbeats[")?.split_once(']')?;
+            let index = indexes.get(number.parse::<usize>().ok()?)?;
+            Some(format!("heartbeats[{index}]{rest}"))
+        });
+        if let (Some(path), Some(fault)) = (renumbered, fault.as_object_mut()) {
+            fault.insert("path".into(), path.into());
+        }
+    }
+    match refused {
+        None => *refused = Some((status, answer)),
+        Some((_, whole)) => {
+            let more = answer.get_mut("faults").map(Value::take);
+            let known = whole.get_mut("faults").and_then(Value::as_array_mut);
+            if let (Some(known), Some(Value::Array(more))) = (known, more) {
+                known.extend(more);
+            }
+        }
+    }
+}
+
+/// The list of clusters, of every process; the header [`MISSING`] names those that did not answer.
+async fn all(api: &Api, request: Request, next: Next) -> Result<Response, ApiError> {
+    let others = api
+        .scheduler
+        .shard()
+        .map(|shard| shard.others())
+        .unwrap_or_default();
+    let (head, _) = request.into_parts();
+    let (status, mut whole) = read(next.run(again(&head, Bytes::new())).await).await?;
+    if status != StatusCode::OK || others.is_empty() {
+        return Ok((status, axum::Json(whole)).into_response());
+    }
+    let asked = others.iter().map(|member| async {
+        let answer = send(api, member, again(&head, Bytes::new())).await?;
+        read(answer).await
+    });
+    let answers = futures::future::join_all(asked).await;
+    let mut missing = Vec::new();
+    let mut clusters = whole
+        .get_mut("clusters")
+        .map(Value::take)
+        .and_then(|clusters| serde_json::from_value::<Vec<Value>>(clusters).ok())
+        .unwrap_or_default();
+    for (member, answer) in others.iter().zip(answers) {
+        match answer {
+            Ok((StatusCode::OK, mut part)) => match part.get_mut("clusters").map(Value::take) {
+                Some(Value::Array(part)) => clusters.extend(part),
+                Some(_) | None => missing.push(member.rest_url.as_str()),
+            },
+            Ok(_) | Err(_) => missing.push(member.rest_url.as_str()),
+        }
+    }
+    let id = |cluster: &Value| {
+        cluster
+            .get("clusterId")
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+    };
+    clusters.sort_by_key(id);
+    // One that is handed over at this moment may be in two lists.
+    clusters.dedup_by_key(|cluster| id(cluster));
+    if let Some(whole) = whole.as_object_mut() {
+        whole.insert("clusters".into(), Value::Array(clusters));
+    }
+    let mut response = axum::Json(whole).into_response();
+    if let Ok(value) = HeaderValue::from_str(&missing.join(","))
+        && !missing.is_empty()
+    {
+        response.headers_mut().insert(MISSING, value);
+    }
+    Ok(response)
+}
+
+/// Status and JSON of an answer.
+async fn read(answer: Response) -> Result<(StatusCode, Value), ApiError> {
+    let status = answer.status();
+    let unreadable =
+        || -> ApiError { Refused::unavailable("another scheduler's answer cannot be read").into() };
+    let body = http_body_util::Limited::new(answer.into_body(), ANSWER_MAX);
+    let bytes = body.collect().await.map_err(|_| unreadable())?.to_bytes();
+    let value = serde_json::from_slice(&bytes).map_err(|_| unreadable())?;
+    Ok((status, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(method: Method, path: &str) -> Subject {
+        subject(&method, &path.parse().unwrap())
+    }
+
+    #[test]
+    fn requests_are_known_by_what_they_are_about() {
+        let acme = Subject::Cluster(ClusterId::new("acme/prod").unwrap());
+        assert_eq!(of(Method::GET, "/clusters/acme%2Fprod"), acme);
+        assert_eq!(of(Method::POST, "/clusters/acme%2Fprod/containers?x=1"), acme);
+        assert_eq!(of(Method::GET, "/clusters"), Subject::All);
+        for path in ["/clusters", "/register", "/heartbeat", "/events"] {
+            assert_eq!(of(Method::POST, path), Subject::Body, "{path}");
+        }
+        assert_eq!(of(Method::POST, "/batch/heartbeat"), Subject::Batch);
+        for path in [
+            "/",
+            "/healthz",
+            "/clusters/",
+            "/clusters/%2",
+            "/batch/heartbeat/x",
+        ] {
+            assert_eq!(of(Method::POST, path), Subject::Here, "{path}");
+        }
+    }
+
+    #[test]
+    fn faults_of_shares_get_the_numbers_of_the_whole() {
+        let share = |path: &str| json!({ "error": {}, "faults": [{ "path": path, "problem": "p" }] });
+        let mut refused = None;
+        merge_faults(
+            &mut refused,
+            StatusCode::BAD_REQUEST,
+            share("heartbeats[1]"),
+            &[0, 4],
+        );
+        merge_faults(
+            &mut refused,
+            StatusCode::BAD_REQUEST,
+            share("heartbeats[0].x"),
+            &[3],
+        );
+        let (_, whole) = refused.unwrap();
+        let paths: Vec<_> = whole["faults"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|f| f["path"].as_str().unwrap())
+            .collect();
+        assert_eq!(paths, ["heartbeats[4]", "heartbeats[3].x"]);
+    }
+}
