@@ -185,6 +185,15 @@ impl Client {
         self.call(Method::POST, url, body.as_ref()).await
     }
 
+    /// A POST without a body.
+    pub(crate) async fn post_with<T: DeserializeOwned>(
+        &self,
+        segments: &[&str],
+        query: &[(&str, String)],
+    ) -> Result<T, ClientError> {
+        self.call(Method::POST, self.url(segments, query), None).await
+    }
+
     pub(crate) async fn patch<T: DeserializeOwned>(
         &self,
         segments: &[&str],

@@ -74,6 +74,7 @@ pub fn announce(world: &World, observed: &Observed, entry: &Entry) -> Vec<Entry>
         | Entry::TokensRevoked { .. }
         | Entry::MachineRemoved { .. }
         | Entry::MachineDrainCancelled { .. }
+        | Entry::MachineDrainForced { .. }
         | Entry::ReplicaResized { .. }
         | Entry::ReplicaStopping { .. }
         | Entry::ReplicaGone { .. }

@@ -471,6 +471,7 @@ fn container_of(world: &World, entry: &Entry) -> Option<ContainerName> {
         | Entry::MachineRemoved { .. }
         | Entry::MachineDraining { .. }
         | Entry::MachineDrainCancelled { .. }
+        | Entry::MachineDrainForced { .. }
         | Entry::ContainerPut { .. }
         | Entry::ContainerStopped { .. }
         | Entry::ContainerStarted { .. }
@@ -534,6 +535,8 @@ mod squeezed;
 
 #[cfg(test)]
 mod absurd;
+#[cfg(test)]
+mod drains;
 #[cfg(test)]
 mod random;
 #[cfg(test)]

@@ -278,6 +278,12 @@ pub enum Entry {
         machine_id: MachineId,
         at: Timestamp,
     },
+    /// What is left on a draining machine is stopped from `from` on, whatever it waits for.
+    MachineDrainForced {
+        machine_id: MachineId,
+        from: Timestamp,
+        at: Timestamp,
+    },
     MachineHealthChanged {
         machine_id: MachineId,
         state: MachineHealthState,
@@ -357,6 +363,7 @@ impl Entry {
             | Self::MachineRemoved { at, .. }
             | Self::MachineDraining { at, .. }
             | Self::MachineDrainCancelled { at, .. }
+            | Self::MachineDrainForced { at, .. }
             | Self::MachineHealthChanged { at, .. }
             | Self::ContainerPut { at, .. }
             | Self::ContainerStopped { at, .. }
@@ -412,7 +419,7 @@ mod tests {
     }
 
     /// Kinds of entries there are.
-    const KINDS: usize = 23;
+    const KINDS: usize = 24;
 
     fn kind(entry: &Entry) -> String {
         let value: serde_json::Value = serde_json::from_slice(&entry.to_record()).unwrap();

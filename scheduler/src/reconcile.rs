@@ -190,6 +190,15 @@ impl<'a> Context<'a> {
         self.machine(replica).draining_since.is_some()
     }
 
+    /// The deadline of its machine's drain is over. A silent machine stops nothing, and may still write.
+    fn is_forced_off(&self, replica: &Replica) -> bool {
+        let machine = self.machine(replica);
+        let is_over = machine
+            .drain_deadline
+            .is_some_and(|deadline| self.now.wall >= deadline);
+        is_over && self.is_draining(replica) && !self.is_silent(replica)
+    }
+
     fn readiness(&self, replica: &Replica) -> Readiness {
         self.observed.readiness(self.world, replica)
     }

@@ -88,6 +88,9 @@ pub struct Machine {
     /// Since when `health` holds.
     pub health_since: Timestamp,
     pub draining_since: Option<Timestamp>,
+    /// From when on what is left on it while it drains is stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_deadline: Option<Timestamp>,
     /// Of its present assignment set.
     pub generation: u64,
     /// Last octet where the search for a free address goes on: an address rests as long as possible after use.

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use berth_api::explain::Subject;
 use berth_api::rest::Success;
 use berth_api::rest::node::ListMachinesReply;
 use clap::Args;
 use serde_json::Value;
 
+use super::explain;
 use crate::context::Session;
 use crate::exit::{Code, Failure};
 use crate::output::{self, Screen};
@@ -19,8 +21,14 @@ pub(crate) struct DrainArgs {
     /// The machine that its replicas must leave
     machine: String,
     /// Take replicas again
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["deadline", "force"])]
     cancel: bool,
+    /// Stop what is left after this long, whatever it waits for
+    #[arg(long, value_name = "TIME", value_parser = crate::args::duration)]
+    deadline: Option<Duration>,
+    /// Stop at once what cannot leave at once
+    #[arg(long, conflicts_with = "deadline")]
+    force: bool,
     /// Return at once instead of when the machine is empty
     #[arg(long)]
     no_wait: bool,
@@ -60,27 +68,40 @@ pub(crate) async fn drain(args: DrainArgs, session: &Session, screen: &Screen) -
         client.delete::<Success>(&path).await?;
         return output::line(format!("{machine} takes replicas again"));
     }
-    client.post::<Success>(&path, None::<&Value>).await?;
+    let deadline = if args.force {
+        Some(Duration::ZERO)
+    } else {
+        args.deadline
+    };
+    let query: Vec<(&str, String)> = deadline
+        .map(|deadline| ("deadlineSeconds", deadline.as_secs().to_string()))
+        .into_iter()
+        .collect();
+    client.post_with::<Success>(&path, &query).await?;
     if args.no_wait {
         return output::line(format!(
             "{machine} takes no new replica; the ones it has move away"
         ));
     }
+    until_empty(&args, session, screen).await
+}
+
+/// Shows what each replica that is left waits for, as it changes, until none is left.
+async fn until_empty(args: &DrainArgs, session: &Session, screen: &Screen) -> Result<(), Failure> {
+    let machine = args.machine.as_str();
     let end = tokio::time::Instant::now() + args.timeout;
     let mut shown = None;
     loop {
-        let list: ListMachinesReply = client.get(&["clusters", cluster, "machines"]).await?;
-        let count = list
-            .machines
-            .iter()
-            .find(|found| found.machine_id.as_str() == machine)
-            .map_or(0, |found| found.replica_count);
+        let (count, blockers) = left_on(session, machine).await?;
         if count == 0 {
             return output::line(screen.paint(output::Paint::Good, &format!("{machine} is empty")));
         }
-        if shown != Some(count) {
+        if shown.as_ref() != Some(&(count, blockers.clone())) {
             output::line(format!("{machine}: {count} to move"))?;
-            shown = Some(count);
+            for blocker in &blockers {
+                output::line(format!("  {blocker}"))?;
+            }
+            shown = Some((count, blockers));
         }
         if tokio::time::Instant::now() >= end {
             return Err(Failure::new(
@@ -89,6 +110,36 @@ pub(crate) async fn drain(args: DrainArgs, session: &Session, screen: &Screen) -
             ));
         }
         tokio::time::sleep(POLL).await;
+    }
+}
+
+/// How many replicas are on a machine, and what it waits for.
+async fn left_on(session: &Session, machine: &str) -> Result<(u64, Vec<String>), Failure> {
+    let list: ListMachinesReply = session
+        .client
+        .get(&["clusters", session.cluster()?, "machines"])
+        .await?;
+    let found = list
+        .machines
+        .iter()
+        .find(|found| found.machine_id.as_str() == machine);
+    let count = found.map_or(0, |found| found.replica_count);
+    if count == 0 {
+        return Ok((0, vec![]));
+    }
+    match explain::get(session, Subject::Machine, machine).await {
+        Ok(explanation) => {
+            let waits = explanation.waits.into_iter();
+            Ok((
+                count,
+                waits
+                    .map(|wait| format!("{} ({})", wait.what, wait.helps))
+                    .collect(),
+            ))
+        }
+        // It was removed in between.
+        Err(error) if error.is_not_found() => Ok((0, vec![])),
+        Err(error) => Err(error.into()),
     }
 }
 

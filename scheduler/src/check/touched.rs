@@ -108,6 +108,7 @@ impl<'a> Overlay<'a> {
             | Entry::MachineRemoved { .. }
             | Entry::MachineDraining { .. }
             | Entry::MachineDrainCancelled { .. }
+            | Entry::MachineDrainForced { .. }
             | Entry::ContainerPut { .. }
             | Entry::ContainerStopped { .. }
             | Entry::ContainerStarted { .. }

@@ -1,6 +1,7 @@
 //! What callers may ask of a cluster by its handle: every change of [`super::writes`] by name, and what nodes say.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use berth_api::assignment::{Digest, Position};
 use berth_api::cluster::{CapacityGroup, ClusterSpec};
@@ -104,12 +105,12 @@ impl ClusterHandle {
         self.change(move |draft| draft.set_groups(groups)).await
     }
 
-    /// Moves all replicas off a machine.
+    /// Moves all replicas off a machine, see [`Draft::drain`].
     ///
     /// # Errors
     /// When it is not registered.
-    pub async fn drain(&self, machine_id: MachineId) -> Result<(), Refused> {
-        self.change(move |draft| draft.drain(machine_id)).await
+    pub async fn drain(&self, machine_id: MachineId, deadline: Option<Duration>) -> Result<(), Refused> {
+        self.change(move |draft| draft.drain(machine_id, deadline)).await
     }
 
     /// Lets a draining machine take replicas again.

@@ -1,5 +1,7 @@
 //! What a caller may change, each in one step of a [`Draft`]. Every change is safe to repeat.
 
+use std::time::Duration;
+
 use berth_api::cluster::{CapacityGroup, ClusterSpec};
 use berth_api::container::ContainerSpec;
 use berth_api::id::{ContainerName, GroupId, MachineId};
@@ -132,16 +134,26 @@ impl Draft<'_> {
         self.append(Entry::GroupsChanged { groups, at })
     }
 
-    /// Moves all replicas off a machine.
+    /// Moves all replicas off a machine; after `deadline`, where there is one, what is left is stopped, whatever it waits
+    /// for. Without one, that of an earlier call stays.
     ///
     /// # Errors
     /// When it is not registered.
-    pub fn drain(&mut self, machine_id: MachineId) -> Result<(), Refused> {
-        if self.machine(&machine_id)?.draining_since.is_some() {
-            return Ok(());
-        }
+    pub fn drain(&mut self, machine_id: MachineId, deadline: Option<Duration>) -> Result<(), Refused> {
+        let machine = self.machine(&machine_id)?;
+        let (is_draining, known) = (machine.draining_since.is_some(), machine.drain_deadline);
         let at = self.now.wall;
-        self.append(Entry::MachineDraining { machine_id, at })
+        if !is_draining {
+            let machine_id = machine_id.clone();
+            self.append(Entry::MachineDraining { machine_id, at })?;
+        }
+        match deadline.map(|deadline| at.plus(deadline)) {
+            // Over already, and asked for again.
+            Some(from) if known.is_none_or(|known| known > at || from > at) => {
+                self.append(Entry::MachineDrainForced { machine_id, from, at })
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Lets a draining machine take replicas again.

@@ -1,6 +1,8 @@
 //! Random histories: whatever happens, decisions pass the independent check, are final, can be replayed and explained; and
 //! once everything is well again, the cluster comes to rest with what was asked for.
 
+use std::time::Duration;
+
 use berth_api::container::ContainerSpec;
 use berth_api::explain::Subject;
 use berth_api::id::{ContainerName, MachineId};
@@ -20,6 +22,8 @@ enum Act {
     PowerOff(u8),
     Drain(u8),
     CancelDrain(u8),
+    /// The deadline of a drain, in seconds from now.
+    Deadline(u8, u64),
     Put {
         container: u8,
         count: u32,
@@ -50,6 +54,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => (0u8..5).prop_map(Act::PowerOff),
         1 => (0u8..5).prop_map(Act::Drain),
         1 => (0u8..5).prop_map(Act::CancelDrain),
+        1 => (0u8..5, prop_oneof![Just(0u64), Just(30)]).prop_map(|(machine, seconds)| Act::Deadline(machine, seconds)),
         6 => put,
         1 => (0u8..4).prop_map(Act::Stop),
         1 => (0u8..4).prop_map(Act::Start),
@@ -82,6 +87,11 @@ fn declared(container: u8, count: u32, image: u8, quarters: u64) -> ContainerSpe
     spec
 }
 
+fn is_draining(town: &Town, id: &MachineId) -> bool {
+    let machine = town.world.machine(id);
+    machine.is_some_and(|machine| machine.draining_since.is_some())
+}
+
 fn apply(town: &mut Town, act: &Act) {
     let at = town.now.wall;
     let machine = |index: &u8| MachineId::new(format!("m{index}")).unwrap();
@@ -101,6 +111,10 @@ fn apply(town: &mut Town, act: &Act) {
         Act::CancelDrain(index) if town.world.machine(&machine(index)).is_some() => {
             let machine_id = machine(index);
             town.act(Entry::MachineDrainCancelled { machine_id, at });
+        }
+        Act::Deadline(index, seconds) if is_draining(town, &machine(index)) => {
+            let (machine_id, from) = (machine(index), at.plus(Duration::from_secs(*seconds)));
+            town.act(Entry::MachineDrainForced { machine_id, from, at });
         }
         Act::Put {
             container,
@@ -133,6 +147,7 @@ fn apply(town: &mut Town, act: &Act) {
         Act::PowerOff(_)
         | Act::Drain(_)
         | Act::CancelDrain(_)
+        | Act::Deadline(..)
         | Act::Stop(_)
         | Act::Start(_)
         | Act::Delete(_) => {}

@@ -5,7 +5,8 @@ use berth_api::id::MachineId;
 use berth_api::machine::MachineStatus;
 
 use super::Context;
-use crate::world::Machine;
+use crate::reconcile::{Wait, WaitReason};
+use crate::world::{Machine, Replica};
 
 impl Context<'_> {
     pub(super) fn machine(&self, id: &MachineId) -> Option<Explanation> {
@@ -13,6 +14,13 @@ impl Context<'_> {
         let observed = self.observed.machines.get(id);
         let status = machine.status();
         let mut waits: Vec<Waiting> = self.status_wait(machine).into_iter().collect();
+        if status == MachineStatus::Draining {
+            waits.extend(
+                self.world
+                    .replicas_on(id)
+                    .map(|replica| self.blocker(machine, replica)),
+            );
+        }
         let unwell = observed
             .into_iter()
             .flat_map(|machine| &machine.health.subsystems)
@@ -71,18 +79,8 @@ impl Context<'_> {
                 machine.health_since,
                 "see whether the machine, its daemon and its network are up; remove it once it is powered off",
             ),
-            MachineStatus::Draining => {
-                let on_it = self.world.replicas_on(&machine.spec.machine_id);
-                let names: Vec<String> = on_it.map(|replica| replica.replica_id.to_string()).collect();
-                if names.is_empty() {
-                    return None;
-                }
-                (
-                    format!("replicas to leave: {}", names.join(", ")),
-                    machine.draining_since.unwrap_or(machine.health_since),
-                    "see explain of these replicas",
-                )
-            }
+            // Each replica on it has a wait of its own.
+            MachineStatus::Draining => return None,
         };
         Some(Waiting {
             what,
@@ -90,6 +88,39 @@ impl Context<'_> {
             next_attempt: None,
             helps: helps.to_owned(),
         })
+    }
+
+    /// Why a replica is still on a draining machine.
+    fn blocker(&self, machine: &Machine, replica: &Replica) -> Waiting {
+        let id = &replica.replica_id;
+        let name = &replica.container;
+        let about = |wait: &&Wait| wait.replica_id.as_ref() == Some(id);
+        let is_drain = |wait: &&Wait| !matches!(wait.reason, WaitReason::Squeezed(_));
+        let own = self.waits_of(name).filter(is_drain).find(about);
+        // A replacement that has no place has no id either.
+        let replacement = || {
+            let mut waits = self.waits_of(name);
+            waits.find(|wait| wait.replica_id.is_none() && matches!(wait.reason, WaitReason::NoRoomToMove(_)))
+        };
+        let wait = own.or_else(replacement);
+        let deadline = machine.drain_deadline.filter(|_| replica.is_live());
+        let until = deadline.map_or(String::new(), |deadline| {
+            format!("; it is stopped at {deadline} whatever it waits for")
+        });
+        match wait {
+            Some(wait) => Waiting {
+                what: format!("replica {id} to leave, which waits for {}{until}", wait.reason),
+                since: wait.since,
+                next_attempt: deadline,
+                helps: wait.reason.helps(),
+            },
+            None => Waiting {
+                what: format!("replica {id} to leave; its replacement comes first{until}"),
+                since: machine.draining_since.unwrap_or(machine.health_since),
+                next_attempt: deadline,
+                helps: format!("nothing to do unless it lasts: see explain of container {name}"),
+            },
+        }
     }
 
     /// The machine has not accepted its present set.
@@ -141,6 +172,9 @@ impl Context<'_> {
                 ),
             ),
         ];
+        if let Some(deadline) = machine.drain_deadline {
+            facts.push(("drain deadline".to_owned(), deadline.to_string()));
+        }
         if usable.gpus > 0 {
             facts.push((
                 "gpus".to_owned(),

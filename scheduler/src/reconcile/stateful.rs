@@ -2,7 +2,8 @@
 //!
 //! An ordinal starts when its id is free. Ordinals beyond the count stop one at a time, the highest first. Updates and
 //! drains take one ordinal at a time, the lowest first, and only while every other one is in place: stop, gone, start. A
-//! drain stops an ordinal only when there is room for it elsewhere. A replica on a silent machine is never touched.
+//! drain stops an ordinal only when there is room for it elsewhere; past its deadline, all of them at once. A replica on a
+//! silent machine is never touched.
 
 use super::{Context, Plan, Purpose, Start, WaitReason};
 use crate::entry::StopCause;
@@ -13,6 +14,7 @@ pub(super) fn plan(context: &Context<'_>) -> Plan {
     let wanted = context.container.wanted();
     scale_down(context, wanted, &mut plan);
     start_missing(context, wanted, &mut plan);
+    force_off(context, wanted, &mut plan);
     replace_one(context, wanted, &mut plan);
     plan
 }
@@ -61,11 +63,21 @@ fn start_missing(context: &Context<'_>, wanted: u32, plan: &mut Plan) {
     }
 }
 
+/// Past the deadline of a drain nothing is waited for.
+fn force_off(context: &Context<'_>, wanted: u32, plan: &mut Plan) {
+    let on_time = (0..wanted).filter_map(|ordinal| at(context, ordinal));
+    for replica in on_time.filter(|replica| replica.is_live() && context.is_forced_off(replica)) {
+        plan.stop
+            .push((replica.replica_id.clone(), StopCause::MachineDraining));
+    }
+}
+
 /// Stops, or asks to move, at most one ordinal.
 fn replace_one(context: &Context<'_>, wanted: u32, plan: &mut Plan) {
     let is_leaving = |replica: &Replica| {
         replica.is_live()
             && !context.is_silent(replica)
+            && !context.is_forced_off(replica)
             && (context.is_draining(replica) || context.world.is_outdated(replica))
     };
     let leaving: Vec<&Replica> = (0..wanted)
@@ -82,7 +94,11 @@ fn replace_one(context: &Context<'_>, wanted: u32, plan: &mut Plan) {
     };
     let blocker = (0..wanted).find(|ordinal| match at(context, *ordinal) {
         None => true,
-        Some(replica) => !replica.is_live() || (!is_leaving(replica) && !context.is_ready(replica)),
+        Some(replica) => {
+            !replica.is_live()
+                || context.is_forced_off(replica)
+                || (!is_leaving(replica) && !context.is_ready(replica))
+        }
     });
     if let Some(ordinal) = blocker {
         let since = at(context, ordinal).map_or(context.container.updated_at, |replica| {

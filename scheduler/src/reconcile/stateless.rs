@@ -4,7 +4,8 @@
 //! - *lost*: on a machine that was silent for too long, and no freeze holds. Each is replaced at once; it is told to stop when
 //!   its replacement has a place, so with no place it goes on serving if it still can.
 //! - *leaving*: outdated, on a draining machine, or squeezed and being replaced. A replacement comes first, and one leaves for each that is ready; those
-//!   that certainly serve nothing leave at once. A rollout goes one at a time, a drain all at once.
+//!   that certainly serve nothing leave at once, and so do those on a machine whose drain is over its deadline. A rollout goes
+//!   one at a time, a drain all at once.
 //! - *staying*: the rest. When there are too many, those that are not ready go first, then squeezed ones, then the newest.
 //!
 //! A squeezed replica may be replaced by a whole one ([`Plan::relieve`]), one at a time and only when everything else is at
@@ -114,10 +115,11 @@ fn retire(
     };
     leaving.retain(|replica| {
         let is_down = context.is_down(replica) && !context.is_silent(replica);
-        if is_down {
+        let leaves_now = is_down || context.is_forced_off(replica);
+        if leaves_now {
             stop(replica);
         }
-        !is_down
+        !leaves_now
     });
     let ready = staying.iter().filter(|replica| context.is_ready(replica)).count();
     let spare = (ready + leaving.len()).saturating_sub(wanted).min(leaving.len());

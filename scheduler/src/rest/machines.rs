@@ -1,5 +1,7 @@
 //! Machines, and the events of everything.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::response::Response;
 use berth_api::id::MachineId;
@@ -20,13 +22,30 @@ pub(super) async fn list(Manager(cluster): Manager) -> Json<ListMachinesReply> {
     })
 }
 
+/// A drain may have at most this long: a week.
+const DRAIN_DEADLINE_MAX_SECONDS: u64 = 604_800;
+
+/// Berth's own: `?deadlineSeconds=N` stops after so long what is left, 0 at once.
 pub(super) async fn drain(
     Manager(cluster): Manager,
     segments: Segments,
+    pairs: Pairs,
     Bare(once): Bare,
 ) -> Result<Response, ApiError> {
+    let mut deadline = None;
+    for (key, value) in pairs.iter().filter(|(key, _)| *key == "deadlineSeconds") {
+        let seconds = value
+            .parse()
+            .ok()
+            .filter(|seconds| *seconds <= DRAIN_DEADLINE_MAX_SECONDS);
+        let Some(seconds) = seconds else {
+            let problem = format!("{value:?} is no number from 0 to {DRAIN_DEADLINE_MAX_SECONDS}");
+            return Err(ApiError::invalid("invalid_query", Faults::one(key, problem)));
+        };
+        deadline = Some(Duration::from_secs(seconds));
+    }
     let machine: MachineId = segments.read("machine")?;
-    act(&cluster, once, |draft| draft.drain(machine)).await
+    act(&cluster, once, move |draft| draft.drain(machine, deadline)).await
 }
 
 pub(super) async fn cancel_drain(

@@ -34,6 +34,8 @@ pub enum ApplyError {
     SubnetTaken(u32),
     #[error("machine {0} is removed as empty and still has replicas")]
     NotEmpty(MachineId),
+    #[error("machine {0} does not drain and is given a deadline for it")]
+    NotDraining(MachineId),
     #[error("the cluster has no capacity group {0}")]
     NoGroup(GroupId),
     #[error("container {0} does not exist")]
@@ -147,8 +149,10 @@ impl World {
                 self.machine_mut(machine_id)?.draining_since.get_or_insert(*at);
             }
             Entry::MachineDrainCancelled { machine_id, .. } => {
-                self.machine_mut(machine_id)?.draining_since = None;
+                let machine = self.machine_mut(machine_id)?;
+                (machine.draining_since, machine.drain_deadline) = (None, None);
             }
+            Entry::MachineDrainForced { machine_id, from, .. } => self.drain_forced(machine_id, *from)?,
             Entry::MachineHealthChanged {
                 machine_id,
                 state,
@@ -292,6 +296,7 @@ impl World {
             health: MachineHealthState::Initializing,
             health_since: at,
             draining_since: None,
+            drain_deadline: None,
             generation: 0,
             next_host: HOST_MIN,
             allocated: Allocated::default(),
@@ -316,6 +321,15 @@ impl World {
                 .container;
             self.forget_unused(&container);
         }
+        Ok(())
+    }
+
+    fn drain_forced(&mut self, id: &MachineId, from: Timestamp) -> Result<(), ApplyError> {
+        let machine = self.machine_mut(id)?;
+        if machine.draining_since.is_none() {
+            return Err(ApplyError::NotDraining(id.clone()));
+        }
+        machine.drain_deadline = Some(from);
         Ok(())
     }
 

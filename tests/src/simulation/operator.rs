@@ -2,6 +2,7 @@
 //! mended, it waits for the cluster to come to rest and says whether that is where it should be.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use berth_api::cluster::Gpu;
 use berth_api::container::{
@@ -328,6 +329,10 @@ impl Simulation {
         };
         if is_draining && is_empty && self.chance.percent(40) {
             return self.retire(&machine_id);
+        }
+        if is_draining && self.chance.percent(30) {
+            let from = at.plus(Duration::from_millis(self.chance.range(0..=5000)));
+            return self.submit(Entry::MachineDrainForced { machine_id, from, at });
         }
         self.submit(if is_draining {
             Entry::MachineDrainCancelled { machine_id, at }

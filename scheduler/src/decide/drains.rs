@@ -1,0 +1,116 @@
+//! Drains with a deadline: until then nothing is lost, after it nothing is waited for; and what a drain waits for is said.
+
+use std::time::Duration;
+
+use berth_api::explain::Subject;
+use berth_api::id::MachineId;
+
+use crate::entry::Entry;
+use crate::explain::explain;
+use crate::fixture::{Town, stateful, stateless};
+
+fn m1() -> MachineId {
+    MachineId::new("m1").unwrap()
+}
+
+fn drain(town: &mut Town, deadline_seconds: u64) {
+    let at = town.now.wall;
+    let machine_id = m1();
+    town.act(Entry::MachineDraining { machine_id, at });
+    let (machine_id, from) = (m1(), at.plus(Duration::from_secs(deadline_seconds)));
+    town.act(Entry::MachineDrainForced { machine_id, from, at });
+}
+
+/// One machine with a stateless and a stateful replica, and nowhere else to go.
+fn stuck() -> Town {
+    let mut town = Town::of(1);
+    town.put(stateless("web", 1));
+    town.put(stateful("db", 1));
+    town.settle();
+    assert_eq!((town.ready("web"), town.ready("db")), (1, 1));
+    town
+}
+
+#[test]
+fn what_is_left_at_the_deadline_is_stopped() {
+    let mut town = stuck();
+    drain(&mut town, 60);
+    town.settle();
+    assert_eq!(
+        (town.ready("web"), town.ready("db")),
+        (1, 1),
+        "they serve until then"
+    );
+    town.tick(61_000);
+    town.settle();
+    assert_eq!(town.world.replicas().len(), 0);
+    assert_eq!(town.world.container(&"web".parse().unwrap()).unwrap().unplaced, 1);
+    town.join("m2", "general");
+    town.settle();
+    assert_eq!(
+        (town.ready("web"), town.ready("db")),
+        (1, 1),
+        "and start where there is room"
+    );
+    town.assert_replay();
+}
+
+#[test]
+fn a_cancelled_drain_has_no_deadline() {
+    let mut town = stuck();
+    drain(&mut town, 60);
+    let at = town.now.wall;
+    town.act(Entry::MachineDrainCancelled { machine_id: m1(), at });
+    town.act(Entry::MachineDraining { machine_id: m1(), at });
+    town.tick(120_000);
+    town.settle();
+    assert_eq!((town.ready("web"), town.ready("db")), (1, 1));
+}
+
+#[test]
+fn all_ordinals_of_a_machine_go_at_once_past_the_deadline() {
+    let mut town = Town::of(1);
+    town.put(stateful("db", 3));
+    town.settle();
+    town.join("m2", "general");
+    town.settle();
+    drain(&mut town, 0);
+    town.tick(100);
+    let name = "db".parse().unwrap();
+    assert!(town.world.replicas_of(&name).all(|replica| !replica.is_live()));
+    town.settle();
+    assert_eq!(town.ready("db"), 3);
+    assert!(town.places("db").iter().all(|(_, machine)| machine == "m2"));
+}
+
+#[test]
+fn a_deadline_stops_nothing_that_may_still_write_on_a_silent_machine() {
+    let mut town = stuck();
+    town.join("m2", "general");
+    town.join("m3", "general");
+    town.kill("m1");
+    town.tick(16_000);
+    drain(&mut town, 0);
+    for _ in 0..10 {
+        town.tick(60_000);
+    }
+    let places = town.places("db");
+    assert!(places.iter().all(|(_, machine)| machine == "m1"), "{places:?}");
+    assert_eq!(places.len(), 1, "it is not told to stop");
+}
+
+#[test]
+fn every_replica_that_is_left_says_what_it_waits_for_and_until_when() {
+    let mut town = stuck();
+    drain(&mut town, 60);
+    town.settle();
+    let about = (Subject::Machine, "m1");
+    let answer = explain(&town.world, &town.observed, &town.limits, town.now, about).unwrap();
+    for replica in town.world.replicas().keys() {
+        let text = format!("replica {replica} to leave, which waits for room for its replacement");
+        let wait = answer.waits.iter().find(|wait| wait.what.starts_with(&text));
+        let wait = wait.unwrap_or_else(|| panic!("{text}: {answer}"));
+        assert!(wait.next_attempt.is_some() && !wait.helps.is_empty(), "{wait:?}");
+        assert!(wait.what.contains("it is stopped at"), "{wait:?}");
+    }
+}
