@@ -126,5 +126,8 @@ fn a_decision_allocates_nothing() {
             engine.settle(100);
         }
     }
-    assert!(placed > 1_000 && refused > 300, "{placed} placed, {refused} refused");
+    assert!(
+        placed > 1_000 && refused > 300,
+        "{placed} placed, {refused} refused"
+    );
 }

@@ -149,8 +149,7 @@ proptest! {
     }
 }
 
-/// How far plans are from the bound by prices, printed with `--no-capture`. Placement one replica at a time does not reach what
-/// packing all at once does: the goal of 95 in 100 within one machine is not held by it, and what is held is asserted.
+/// How far plans are from the bound by prices, printed with `--no-capture`.
 #[test]
 fn plans_are_within_one_machine_of_their_bound() {
     const CASES: u32 = 200;
@@ -200,7 +199,7 @@ fn plans_are_within_one_machine_of_their_bound() {
         "{asked} plans of {needed} machines (packed without placement: {packed}): {tight} at their bound, {close} within one \
          machine of it, at worst {worst} above"
     );
-    assert!(close * 100 >= asked * 75, "{close} of {asked}, at worst {worst}");
+    assert!(close * 100 >= asked * 95, "{close} of {asked}, at worst {worst}");
 }
 
 /// The bound by prices, zone by zone or in all, and the machines that packing without regard to zones finds.

@@ -24,6 +24,7 @@ mod model;
 mod pricing;
 mod simplex;
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// The most dimensions of a problem.
@@ -191,13 +192,80 @@ pub fn pack(problem: &Problem, budget: Budget) -> Result<Packing, Vec<Fault>> {
     if !faults.is_empty() {
         return Err(faults);
     }
+    let empty = Empty::of(problem);
+    let problem = &empty.problem;
     // Padding to a few widths keeps the inner loops free of lengths without compiling them eight times.
-    Ok(match problem.capacity.len() {
+    let packing = match problem.capacity.len() {
         1 | 2 => packed::<2>(problem, budget),
         3 | 4 => packed::<4>(problem, budget),
         5..=8 => packed::<8>(problem, budget),
         _ => packed::<32>(problem, budget),
-    })
+    };
+    Ok(empty.back(packing))
+}
+
+/// A problem whose open bins that are wholly free count as new ones, which methods and bounds are better at.
+#[derive(Debug)]
+struct Empty<'a> {
+    problem: Cow<'a, Problem>,
+    /// Whether each open bin of the original is one of them.
+    is_empty: Vec<bool>,
+}
+
+impl<'a> Empty<'a> {
+    fn of(problem: &'a Problem) -> Self {
+        let is_empty: Vec<bool> = problem
+            .open
+            .iter()
+            .map(|open| open.free == problem.capacity && open.groups.iter().all(|(_, held)| *held == 0))
+            .collect();
+        if !is_empty.contains(&true) {
+            return Self {
+                problem: Cow::Borrowed(problem),
+                is_empty,
+            };
+        }
+        let mut without = problem.clone();
+        let mut flags = is_empty.iter();
+        without.open.retain(|_| !flags.next().copied().unwrap_or(false));
+        let count = u64::try_from(problem.open.len() - without.open.len()).unwrap_or(u64::MAX);
+        without.new_max = problem.new_max.map(|max| max.saturating_add(count));
+        Self {
+            problem: Cow::Owned(without),
+            is_empty,
+        }
+    }
+
+    fn count(&self) -> u64 {
+        let empty = self.is_empty.iter().filter(|is_empty| **is_empty);
+        u64::try_from(empty.count()).unwrap_or(u64::MAX)
+    }
+
+    /// The packing in terms of the original.
+    fn back(&self, packing: Packing) -> Packing {
+        let open = self.problem.open.len();
+        let mut bins = packing.bins.into_iter();
+        let mut partly: Vec<Vec<Part>> = bins.by_ref().take(open).collect();
+        partly.reverse();
+        let mut back: Vec<Vec<Part>> = self
+            .is_empty
+            .iter()
+            .map(|is_empty| {
+                if *is_empty {
+                    bins.next().unwrap_or_default()
+                } else {
+                    partly.pop().expect("an open bin for each that is not empty")
+                }
+            })
+            .collect();
+        back.extend(bins);
+        Packing {
+            new_bins: packing.new_bins.saturating_sub(self.count()),
+            bound: packing.bound.saturating_sub(self.count()),
+            bins: back,
+            ..packing
+        }
+    }
 }
 
 /// A number of new bins below which no packing of all items can go, without the work of packing them. That of
@@ -210,12 +278,15 @@ pub fn lower_bound(problem: &Problem) -> Result<u64, Vec<Fault>> {
     if !faults.is_empty() {
         return Err(faults);
     }
-    Ok(match problem.capacity.len() {
+    let empty = Empty::of(problem);
+    let problem = &empty.problem;
+    let bound = match problem.capacity.len() {
         1 | 2 => bound::combinatorial(&model::Model::<2>::new(problem)),
         3 | 4 => bound::combinatorial(&model::Model::<4>::new(problem)),
         5..=8 => bound::combinatorial(&model::Model::<8>::new(problem)),
         _ => bound::combinatorial(&model::Model::<32>::new(problem)),
-    })
+    };
+    Ok(bound.saturating_sub(empty.count()))
 }
 
 fn faults(problem: &Problem) -> Vec<Fault> {

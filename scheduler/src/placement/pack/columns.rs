@@ -82,11 +82,9 @@ pub(super) fn improve<const D: usize>(
         let mut rest = part.part(3);
         let converged = chunk.generate(&mut part);
         rest.join(part);
-        if model.open.is_empty() {
-            let mut proof = rest.part(2);
-            improved.bound = improved.bound.max(chunk.bound(bound, &mut proof));
-            rest.join(proof);
-        }
+        let mut proof = rest.part(2);
+        improved.bound = improved.bound.max(chunk.bound(bound, &mut proof));
+        rest.join(proof);
         if (converged || few) && layout.fewer_possible(improved.bound) {
             let mut whole = packed.clone();
             chunk.dive(0, &mut whole, &mut rest);
@@ -146,6 +144,45 @@ fn in_chunks<const D: usize>(
         if chunks == 1 {
             break;
         }
+    }
+}
+
+/// What prices say about the number of new bins.
+struct Claim {
+    worth: i128,
+    /// What each open bin takes of it at most.
+    open: Vec<i64>,
+}
+
+impl Claim {
+    /// What is left for new bins when no bin is worth more than `value`.
+    fn beside_open(&self, value: i64) -> i128 {
+        let open = self.open.iter().map(|open| i128::from((*open).min(value)));
+        self.worth - open.sum::<i128>()
+    }
+
+    /// New bins that are needed when no bin is worth more than `value`.
+    fn bins(&self, value: i64) -> i128 {
+        let beside = self.beside_open(value).max(0);
+        (beside + i128::from(value) - 1) / i128::from(value)
+    }
+
+    /// The largest worth of a bin with which `goal` bins are needed.
+    fn most(&self, goal: i128) -> Option<i64> {
+        let proves = |value: i64| self.beside_open(value) > (goal - 1) * i128::from(value);
+        if !proves(1) {
+            return None;
+        }
+        let (mut low, mut high) = (1, i64::MAX / 2);
+        while low < high {
+            let middle = low + (high - low + 1) / 2;
+            if proves(middle) {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        Some(low)
     }
 }
 
@@ -288,18 +325,33 @@ impl<'a, const D: usize> Chunk<'a, D> {
         added
     }
 
-    /// Farley's bound: no bin is worth more than V at these prices, so the worth of all items over V bins are needed.
+    /// Farley's bound: no bin is worth more than V at these prices, so the worth of all items over V bins are needed. An
+    /// open bin is worth no more than that either, nor than what its free part can be.
     fn bound(&mut self, known: u64, work: &mut Work) -> u64 {
+        let counts: Vec<u64> = self
+            .rows
+            .iter()
+            .map(|kind| self.model.kinds[*kind].count)
+            .collect();
+        self.pricing.allow(&counts);
         self.pricing.set(self.master.prices(), work);
-        let prices = self.master.prices().iter().zip(&self.demand);
+        let prices = self.master.prices().iter().zip(&counts);
         let worth: i128 = prices
-            .map(|(price, demand)| i128::from((*price).max(0)) * i128::from(*demand))
+            .map(|(price, count)| i128::from((*price).max(0)) * i128::from(*count))
             .sum();
-        let (mut proven, mut hoped) = (i128::from(known), (worth + i128::from(ONE) - 1) >> FRACTION);
+        let open = self
+            .model
+            .open
+            .iter()
+            .map(|open| self.pricing.ceiling(&open.free));
+        let claim = Claim {
+            worth,
+            open: open.collect(),
+        };
+        let (mut proven, mut hoped) = (i128::from(known), claim.bins(ONE));
         while proven < hoped && work.left() {
             let goal = (proven + hoped + 1) / 2;
-            // worth / value > goal - 1 needs value < worth / (goal - 1).
-            let Ok(threshold) = i64::try_from((worth - 1) / (goal - 1).max(1)) else {
+            let Some(threshold) = claim.most(goal) else {
                 break;
             };
             let found = self.pricing.search(None, threshold, PROOF_STEPS, work);
@@ -309,6 +361,7 @@ impl<'a, const D: usize> Chunk<'a, D> {
                 hoped = goal - 1;
             }
         }
+        self.pricing.allow(&self.demand);
         u64::try_from(proven).unwrap_or(known)
     }
 

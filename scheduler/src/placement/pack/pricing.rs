@@ -4,7 +4,7 @@
 //! one, with weights that minimise the relaxed knapsack, so that a branch is cut as soon as what is free cannot be worth
 //! enough (Lagrangian bound). All in whole numbers: a completed search is a proof.
 
-use super::model::{Kind, NO_GROUP, SHARE_BITS, Work, copies, fits, less, more};
+use super::model::{Kind, NO_GROUP, SHARE_BITS, Work, copies, fits, less, more, share};
 use super::simplex::{Column, FRACTION};
 
 const MULTIPLIER_ROUNDS: u64 = 60;
@@ -65,21 +65,33 @@ impl<'a, const D: usize> Pricing<'a, D> {
         kinds: Vec<&'a Kind<D>>,
         limits: &[u64],
     ) -> Self {
-        let group_limit = |kind: &Kind<D>| group_max.get(kind.group).copied().unwrap_or(u64::MAX);
-        let limits = kinds.iter().zip(limits).map(|(kind, limit)| {
-            let most = group_limit(kind).min(*limit);
-            copies(&kind.size, &capacity, most)
-        });
-        Self {
+        let mut pricing = Self {
             capacity,
             group_max,
-            limits: limits.collect(),
+            limits: Vec::new(),
             kinds,
             multipliers: [(1 << FRACTION) / 8; D],
             rows: Vec::new(),
             suffix: Vec::new(),
             whole: 0,
-        }
+        };
+        pricing.allow(limits);
+        pricing
+    }
+
+    /// Takes other limits, of which [`Self::set`] makes use.
+    pub(super) fn allow(&mut self, limits: &[u64]) {
+        let limits = self.kinds.iter().zip(limits).map(|(kind, limit)| {
+            let group = self.group_max.get(kind.group).copied().unwrap_or(u64::MAX);
+            copies(&kind.size, &self.capacity, group.min(*limit))
+        });
+        self.limits = limits.collect();
+    }
+
+    /// What a pattern that fits into `free` is worth at most.
+    pub(super) fn ceiling(&self, free: &[u64; D]) -> i64 {
+        let shares = std::array::from_fn(|at| share(free[at], self.capacity[at]));
+        surrogate(&self.multipliers, &shares) + self.suffix.first().copied().unwrap_or(0)
     }
 
     /// How many of each row one bin holds at most.

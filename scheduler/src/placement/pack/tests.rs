@@ -100,36 +100,30 @@ fn checked(problem: &Problem, budget: Budget) -> Packing {
     packing
 }
 
-/// The fewest bins, by trying each item in each bin. No groups, no open bins.
+/// The fewest new bins, by trying each item in each bin. No groups.
 fn exact(problem: &Problem) -> u64 {
-    fn place(items: &[&[u64]], capacity: &[u64], bins: &mut Vec<Vec<u64>>, best: &mut usize) {
+    /// Places the items into bins of which all but the first `open` are new, and keeps the fewest new ones in `best`.
+    fn place(items: &[&[u64]], capacity: &[u64], open: usize, bins: &mut Vec<Vec<u64>>, best: &mut usize) {
         let Some((first, rest)) = items.split_first() else {
-            *best = bins.len();
+            *best = bins.len() - open;
             return;
         };
         for index in 0..=bins.len() {
-            if index == bins.len() {
-                if index + 1 >= *best {
+            let is_new = index == bins.len();
+            if is_new {
+                if index + 1 - open >= *best {
                     return;
                 }
                 bins.push(capacity.to_vec());
             }
-            let fits = bins[index]
-                .iter()
-                .zip(*first)
-                .all(|(free, amount)| free >= amount);
-            if fits {
-                bins[index]
-                    .iter_mut()
-                    .zip(*first)
-                    .for_each(|(free, amount)| *free -= amount);
-                place(rest, capacity, bins, best);
-                bins[index]
-                    .iter_mut()
-                    .zip(*first)
-                    .for_each(|(free, amount)| *free += amount);
+            let before = bins[index].clone();
+            if before.iter().zip(*first).all(|(free, amount)| free >= amount) {
+                let free = bins[index].iter_mut().zip(*first);
+                free.for_each(|(free, amount)| *free -= amount);
+                place(rest, capacity, open, bins, best);
+                bins[index] = before;
             }
-            if bins[index] == capacity {
+            if is_new {
                 bins.pop();
             }
         }
@@ -139,8 +133,9 @@ fn exact(problem: &Problem) -> u64 {
         .iter()
         .flat_map(|item| std::iter::repeat_n(&item.amounts[..], usize::try_from(item.count).unwrap()));
     let items: Vec<&[u64]> = repeated.collect();
+    let mut bins: Vec<Vec<u64>> = problem.open.iter().map(|open| open.free.clone()).collect();
     let mut best = items.len() + 1;
-    place(&items, &problem.capacity, &mut Vec::new(), &mut best);
+    place(&items, &problem.capacity, bins.len(), &mut bins, &mut best);
     u64::try_from(best).unwrap()
 }
 
@@ -370,9 +365,14 @@ proptest! {
     #[test]
     fn the_bound_never_passes_the_optimum(
         items in prop::collection::vec((prop::collection::vec(1_u64..=20, 2), 1_u64..3), 1..6),
+        open in prop::collection::vec(prop_oneof![
+            Just(vec![20, 20]),
+            prop::collection::vec(0_u64..=20, 2)
+        ], 0..4),
     ) {
         let items = items.into_iter().map(|(amounts, count)| item(&amounts, count)).collect();
-        let problem = problem(&[20, 20], items);
+        let mut problem = problem(&[20, 20], items);
+        problem.open = open.into_iter().map(|free| Open { free, groups: vec![] }).collect();
         let packing = checked(&problem, BUDGET);
         let exact = exact(&problem);
         prop_assert!(packing.bound <= exact && exact <= packing.new_bins);
