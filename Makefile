@@ -12,7 +12,7 @@ AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 SECONDS ?= 60
 
-.PHONY: help demo test bench bench-placement fuzz lint build clean setup-build setup-demo setup-test
+.PHONY: help demo test bench bench-placement bench-autoscale fuzz lint build clean setup-build setup-demo setup-test
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ test: setup-test $(WORKLOAD) ## Run every test; those that need root are skipped
 
 bench: setup-test build ## Measure what SPECIFICATION.md promises; writes a table and JSON below target/bench.
 	$(AS_ROOT) benches/run.sh
+
+bench-autoscale: setup-build ## Play loads against the rule of scaling and that of Kubernetes; prints a table in seconds.
+	cargo run --release --quiet --package berth-benches --bin berth-bench-autoscale
 
 bench-placement: setup-build ## Measure placement against published results and bounds; writes docs/placement-report.md.
 	benches/placement.sh

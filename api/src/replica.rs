@@ -135,6 +135,17 @@ pub struct Wait {
     pub next_attempt: Option<Timestamp>,
 }
 
+/// What a replica's HTTP server does, averaged since the last report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpUsage {
+    /// Thousandths of requests in flight.
+    pub in_flight_milli: u64,
+    /// Microseconds; absent when no request was answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_p95_us: Option<u64>,
+}
+
 /// Use of a replica as its cgroup counts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -142,6 +153,9 @@ pub struct Usage {
     /// Average vCPU used since the last report.
     pub cpu: Cpu,
     pub memory: Bytes,
+    /// Only of replicas that serve HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpUsage>,
 }
 
 /// What a node says of one replica.

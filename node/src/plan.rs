@@ -332,6 +332,8 @@ impl NodeCore {
             replica.usage = Some(Usage {
                 cpu,
                 memory: Bytes::new(sample.memory.get()),
+                // Told by the collector.
+                http: None,
             });
         }
     }

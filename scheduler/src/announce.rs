@@ -3,13 +3,16 @@
 //! Scheduler events carry no id of their own: the world names them by their place in the log.
 
 use berth_api::container::ContainerSpec;
-use berth_api::event::{CapacityTrigger, Event, EventDetails, EventSource, EventType, InvolvedObject};
+use berth_api::event::{
+    CapacityTrigger, Event, EventDetails, EventSource, EventType, InvolvedObject, TriggerMetric,
+};
 use berth_api::id::{ContainerName, MachineId};
 use berth_api::rest::cluster::CapacityReason;
 use berth_api::rest::container::changes;
 use berth_api::time::Timestamp;
 
-use crate::entry::{CapacityWish, Entry, MachineHealthState, Placed};
+use crate::autoscale;
+use crate::entry::{CapacityWish, ContainerScaled, Entry, MachineHealthState, Placed};
 use crate::liveness::Freeze;
 use crate::world::{Observed, World};
 
@@ -67,6 +70,7 @@ pub fn announce(world: &World, observed: &Observed, entry: &Entry) -> Vec<Entry>
         }
         Entry::UnplacedChanged { container, count, .. } => unplaced(world, container, *count, at),
         Entry::ReplicaPlaced(placed) => Some(scheduled(world, placed)),
+        Entry::ContainerScaled(scaled) => rescaled(world, scaled),
         Entry::ClusterCreated { .. }
         | Entry::ClusterDeleted { .. }
         | Entry::GroupsChanged { .. }
@@ -84,6 +88,49 @@ pub fn announce(world: &World, observed: &Observed, entry: &Entry) -> Vec<Entry>
         | Entry::WriteKept(_) => None,
     };
     event.into_iter().map(recorded).collect()
+}
+
+/// The wire knows processor and memory as triggers; requests and their latency are told as the first, and named in the text.
+fn rescaled(world: &World, scaled: &ContainerScaled) -> Option<Event> {
+    let before = world.container(&scaled.container)?.count;
+    let count = scaled.count;
+    let because = scaled.metric.map_or_else(
+        || "for its bounds".to_owned(),
+        |metric| format!("{metric} at {} % of its target", scaled.of_target_permille / 10),
+    );
+    let message = format!(
+        "container {} goes from {before} to {count} replicas: {because}",
+        scaled.container
+    );
+    let details = if count > before {
+        EventDetails::ScaledUp {
+            replicas_added: u64::from(count - before),
+            new_replica_count: count.into(),
+            trigger_metric: if autoscale::is_memory(scaled.metric) {
+                TriggerMetric::Memory
+            } else {
+                TriggerMetric::Cpu
+            },
+            utilization_percent: percent(scaled.of_target_permille),
+        }
+    } else {
+        EventDetails::ScaledDown {
+            replicas_removed: u64::from(before - count),
+            new_replica_count: count.into(),
+        }
+    };
+    Some(event(
+        EventType::Info,
+        message,
+        object(&scaled.container),
+        details,
+        scaled.at,
+    ))
+}
+
+/// Of the target; what is beyond its tenfold is told as that.
+fn percent(permille: u64) -> f64 {
+    f64::from(u32::try_from(permille.min(10_000)).unwrap_or(10_000)) / 10.0
 }
 
 /// A freeze began.

@@ -23,6 +23,11 @@
 //! | `capacity.low_percent` | a group shrinks to machines that would be used up to this | 70 | 1 to below `high_percent` |
 //! | `capacity.low_for_seconds` | for how long so little must have been used | 600 | up to 604800 |
 //! | `capacity.pause_seconds` | from a change of a wish to the next one downwards | 600 | up to 604800 |
+//! | `autoscale.tolerance_percent` | deviation from a target that changes no count | 10 | 1 to 50 |
+//! | `autoscale.warm_up_seconds` | processor and memory of a replica count once it was ready for so long | 20 | up to 3600 |
+//! | `autoscale.lead_seconds` | how far ahead a rise is foretold; 0 is never | 45 | up to 600 |
+//! | `autoscale.up_seconds` | more replicas only after the load has stayed for so long | 10 | up to 3600 |
+//! | `autoscale.down_seconds` | fewer only after so long | 180 | 10 to 3600 |
 //! | `capacity.boot_max_seconds` | a machine registered for longer and never heard is not waited for | 900 | 1 to 86400 |
 //!
 //! `[[platform_issuers]]`, any number of them, are keys of others whose platform tokens are accepted beside our own:
@@ -44,6 +49,7 @@ use std::time::Duration;
 use berth_api::validate::{Fault, Faults};
 use serde::Deserialize;
 
+use crate::autoscale::Tunables;
 use crate::capacity::Thresholds;
 use crate::liveness::Limits;
 use crate::platform::{PLATFORM_AUDIENCE, PLATFORM_ISSUER, SigningAlgorithm, TrustedIssuer};
@@ -103,6 +109,8 @@ struct File {
     limits: FileLimits,
     #[serde(default)]
     capacity: FileCapacity,
+    #[serde(default)]
+    autoscale: FileAutoscale,
     #[serde(default = "default_store")]
     store: String,
     #[serde(default)]
@@ -131,6 +139,29 @@ struct FileIssuer {
 
 fn default_audience() -> String {
     PLATFORM_AUDIENCE.to_owned()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileAutoscale {
+    tolerance_percent: u64,
+    warm_up_seconds: u64,
+    lead_seconds: u64,
+    up_seconds: u64,
+    down_seconds: u64,
+}
+
+impl Default for FileAutoscale {
+    fn default() -> Self {
+        let defaults = Tunables::default();
+        Self {
+            tolerance_percent: defaults.tolerance_permille / 10,
+            warm_up_seconds: defaults.warm_up_ms / 1000,
+            lead_seconds: defaults.lead_ms / 1000,
+            up_seconds: defaults.up_window_ms / 1000,
+            down_seconds: defaults.down_window_ms / 1000,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -202,7 +233,7 @@ fn default_heartbeat_ms() -> u64 {
 }
 
 /// Keys of the file, for the list of unknown ones.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "data_dir",
     "listen",
     "link_listen",
@@ -211,6 +242,7 @@ const KEYS: [&str; 14] = [
     "log_format",
     "limits",
     "capacity",
+    "autoscale",
     "platform_issuers",
     "store",
     "etcd",
@@ -231,10 +263,18 @@ const CAPACITY_KEYS: [&str; 5] = [
     "pause_seconds",
     "boot_max_seconds",
 ];
+const AUTOSCALE_KEYS: [&str; 5] = [
+    "tolerance_percent",
+    "warm_up_seconds",
+    "lead_seconds",
+    "up_seconds",
+    "down_seconds",
+];
 /// Tables of the file and their keys.
-const TABLES: [(&str, &[&str]); 3] = [
+const TABLES: [(&str, &[&str]); 4] = [
     ("limits", &LIMIT_KEYS),
     ("capacity", &CAPACITY_KEYS),
+    ("autoscale", &AUTOSCALE_KEYS),
     ("etcd", &store::ETCD_KEYS),
 ];
 
@@ -307,7 +347,6 @@ impl Config {
         check(&file, &mut faults);
         let store = store::read(&file, &mut faults);
         Faults::check(faults)?;
-        let milliseconds = |seconds: u64| seconds.saturating_mul(1000);
         Ok(Self {
             data_dir: file.data_dir,
             listen: file.listen,
@@ -319,21 +358,34 @@ impl Config {
             advertise: file.advertise,
             link_advertise: file.link_advertise,
             lease: Duration::from_secs(file.lease_seconds),
-            limits: Limits {
-                unhealthy_after_ms: milliseconds(file.limits.unhealthy_after_seconds),
-                replace_after_ms: milliseconds(file.limits.replace_after_seconds),
-                freeze_percent: file.limits.freeze_percent,
-                freeze_max_ms: milliseconds(file.limits.freeze_max_seconds),
-                capacity: Thresholds {
-                    high_percent: file.capacity.high_percent,
-                    low_percent: file.capacity.low_percent,
-                    low_for_ms: milliseconds(file.capacity.low_for_seconds),
-                    pause_ms: milliseconds(file.capacity.pause_seconds),
-                    boot_max_ms: milliseconds(file.capacity.boot_max_seconds),
-                },
-            },
+            limits: limits(&file.limits, &file.capacity, &file.autoscale),
             platform_issuers: file.platform_issuers.into_iter().map(trusted).collect(),
         })
+    }
+}
+
+fn limits(limits: &FileLimits, capacity: &FileCapacity, autoscale: &FileAutoscale) -> Limits {
+    let milliseconds = |seconds: u64| seconds.saturating_mul(1000);
+    Limits {
+        unhealthy_after_ms: milliseconds(limits.unhealthy_after_seconds),
+        replace_after_ms: milliseconds(limits.replace_after_seconds),
+        freeze_percent: limits.freeze_percent,
+        freeze_max_ms: milliseconds(limits.freeze_max_seconds),
+        capacity: Thresholds {
+            high_percent: capacity.high_percent,
+            low_percent: capacity.low_percent,
+            low_for_ms: milliseconds(capacity.low_for_seconds),
+            pause_ms: milliseconds(capacity.pause_seconds),
+            boot_max_ms: milliseconds(capacity.boot_max_seconds),
+        },
+        autoscale: Tunables {
+            tolerance_permille: autoscale.tolerance_percent * 10,
+            warm_up_ms: milliseconds(autoscale.warm_up_seconds),
+            lead_ms: milliseconds(autoscale.lead_seconds),
+            up_window_ms: milliseconds(autoscale.up_seconds),
+            down_window_ms: milliseconds(autoscale.down_seconds),
+            ..Tunables::default()
+        },
     }
 }
 
@@ -456,6 +508,7 @@ fn check(file: &File, faults: &mut Vec<Fault>) {
         "must be at least replace_after_seconds".into(),
     );
     check_capacity(&file.capacity, &mut require);
+    check_autoscale(&file.autoscale, &mut require);
     check_issuers(&file.platform_issuers, &mut require);
     for (path, problem) in file.etcd.faults() {
         require(false, path, problem.into());
@@ -465,6 +518,23 @@ fn check(file: &File, faults: &mut Vec<Fault>) {
 
 /// A week: whoever wants a group never to shrink raises its minimum.
 const PAUSE_MAX_SECONDS: u64 = 604_800;
+
+fn check_autoscale(autoscale: &FileAutoscale, require: &mut impl FnMut(bool, &str, String)) {
+    let bounds = [
+        ("tolerance_percent", autoscale.tolerance_percent, 1..=50),
+        ("warm_up_seconds", autoscale.warm_up_seconds, 0..=3600),
+        ("lead_seconds", autoscale.lead_seconds, 0..=600),
+        ("up_seconds", autoscale.up_seconds, 0..=3600),
+        ("down_seconds", autoscale.down_seconds, 10..=3600),
+    ];
+    for (key, value, allowed) in bounds {
+        require(
+            allowed.contains(&value),
+            &format!("autoscale.{key}"),
+            format!("{value} is not from {} to {}", allowed.start(), allowed.end()),
+        );
+    }
+}
 
 fn check_capacity(capacity: &FileCapacity, require: &mut impl FnMut(bool, &str, String)) {
     require(
@@ -563,6 +633,19 @@ mod tests {
         let faults = Config::parse(text).unwrap_err();
         let paths: Vec<&str> = faults.list().iter().map(|fault| fault.path.as_str()).collect();
         assert_eq!(paths, ["capacity.warm", "capacity.low_percent"]);
+        let text =
+            "data_dir = \"/d\"\n[autoscale]\ndown_seconds = 5\ntolerance_percent = 51\nlead_seconds = 601\n";
+        let faults = Config::parse(text).unwrap_err();
+        let paths: Vec<&str> = faults.list().iter().map(|fault| fault.path.as_str()).collect();
+        let expected = [
+            "autoscale.tolerance_percent",
+            "autoscale.lead_seconds",
+            "autoscale.down_seconds",
+        ];
+        assert_eq!(paths, expected);
+        let text = "data_dir = \"/d\"\n[autoscale]\ndown_seconds = 300\n";
+        let autoscale = Config::parse(text).unwrap().limits.autoscale;
+        assert_eq!((autoscale.down_window_ms, autoscale.lead_ms), (300_000, 45_000));
         let text = "data_dir = \"/d\"\n[capacity]\nhigh_percent = 100\nlow_for_seconds = 30\n";
         let capacity = Config::parse(text).unwrap().limits.capacity;
         assert_eq!(

@@ -10,6 +10,7 @@ use berth_api::container::Granted;
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
 
 use crate::announce;
+use crate::autoscale;
 use crate::capacity::{self, Outlook, Unmet};
 use crate::entry::{Entry, MachineHealthState, Placed, StopCause};
 use crate::liveness::{self, Freeze, Limits};
@@ -79,6 +80,9 @@ pub(crate) fn decide_with(
         draft.push(entry);
     }
     draft.push_gone();
+    for entry in autoscale::entries(&draft.world, &observed.scaling, &limits.autoscale, now.wall) {
+        draft.push(entry);
+    }
     // Only the health of machines decides it, and that is settled now.
     let freeze = liveness::freeze(&draft.world, observed, limits, now);
     draft.freeze = freeze;
@@ -461,6 +465,7 @@ fn container_of(world: &World, entry: &Entry) -> Option<ContainerName> {
             world.replica(replica_id).map(|replica| replica.container.clone())
         }
         Entry::UnplacedChanged { container, .. } => Some(container.clone()),
+        Entry::ContainerScaled(scaled) => Some(scaled.container.clone()),
         Entry::MachineHealthChanged { .. } | Entry::CapacityWished(_) | Entry::EventRecorded { .. } => None,
         Entry::ClusterCreated { .. }
         | Entry::ClusterDeleted { .. }

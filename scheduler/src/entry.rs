@@ -21,6 +21,7 @@ use berth_api::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 
+use crate::autoscale::Metric;
 use crate::placement::Chosen;
 use crate::world::KeptWrite;
 
@@ -230,6 +231,20 @@ pub struct CapacityWish {
     pub at: Timestamp,
 }
 
+/// Another count of a scaled container's replicas, and what it is based on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerScaled {
+    pub container: ContainerName,
+    pub count: u32,
+    /// None when only the bounds have asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<Metric>,
+    /// Of the metric's target, 1000 being on target.
+    pub of_target_permille: u64,
+    pub at: Timestamp,
+}
+
 /// One change of a cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
@@ -316,6 +331,8 @@ pub enum Entry {
     },
     /// How many machines a capacity group should have, or why, or since when fewer would do, has changed.
     CapacityWished(CapacityWish),
+    /// Automatic scaling changed how many replicas are wanted.
+    ContainerScaled(ContainerScaled),
     ReplicaPlaced(Placed),
     /// A squeezed replica is given more of its machine, while it runs.
     ReplicaResized {
@@ -376,6 +393,7 @@ impl Entry {
             | Self::EpochStarted { at, .. } => *at,
             Self::ReplicaPlaced(placed) => placed.at,
             Self::CapacityWished(wish) => wish.at,
+            Self::ContainerScaled(scaled) => scaled.at,
             Self::WriteKept(kept) => kept.at,
             Self::EventRecorded { event } => event.last_timestamp,
         }

@@ -9,6 +9,7 @@ use berth_api::explain::{Explanation, FilterCount, Subject, Waiting};
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
 use berth_api::rest::container::ContainerStatus;
 
+use crate::autoscale;
 use crate::decide::{Decision, Scope, decide_with};
 use crate::liveness::Limits;
 use crate::placement::Unplaced;
@@ -74,6 +75,10 @@ impl Context<'_> {
             ("created".into(), container.created_at.to_string()),
             ("updated".into(), container.updated_at.to_string()),
         ];
+        let scaling = self.observed.scaling.get(name);
+        if let Some(text) = scaling.and_then(|history| autoscale::describe(history, container)) {
+            facts.push(("autoscaling".into(), text));
+        }
         for replica in self.world.replicas_of(name) {
             let status = status::replica_status(self.observed, replica);
             let word = serde_word(&status);

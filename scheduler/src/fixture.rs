@@ -10,12 +10,13 @@ use berth_api::id::{ClusterId, ContainerName, GroupId, MachineId, ReplicaId, Zon
 use berth_api::machine::{
     CpuCapacity, GpuCapacity, MachineCapacity, MachineHealth, MachineSpec, MemoryCapacity, StorageCapacity,
 };
-use berth_api::replica::{Cause, Phase, ReplicaStatus};
+use berth_api::replica::{Cause, Phase, ReplicaStatus, Usage};
 use berth_api::time::Timestamp;
 use berth_api::units::{Bytes, Cpu};
 use berth_api::volume::{OrdinalVolume, VolumeTarget};
 
 use crate::announce::announce;
+use crate::autoscale;
 use crate::check::check_all;
 use crate::check::tests::assert_agreement;
 use crate::decide::{Report, decide};
@@ -150,6 +151,8 @@ pub(crate) struct Town {
     nodes: BTreeMap<MachineId, Node>,
     /// Containers whose replicas never get ready.
     pub broken_images: BTreeSet<String>,
+    /// What every replica uses that is ready.
+    pub usage: Option<Usage>,
 }
 
 impl Town {
@@ -171,6 +174,7 @@ impl Town {
             report: Report::default(),
             nodes: BTreeMap::new(),
             broken_images: BTreeSet::new(),
+            usage: None,
         }
     }
 
@@ -282,6 +286,7 @@ impl Town {
     }
 
     pub(crate) fn decide(&mut self) {
+        autoscale::observe(&self.world, &mut self.observed, &self.limits.autoscale, self.now);
         let decision = decide(&self.world, &self.observed, &self.limits, self.now);
         // Many copies of the decision are checked twice: every fourth will do.
         if self.log.len().is_multiple_of(4) {
@@ -330,7 +335,7 @@ impl Town {
                 failed_at: None,
                 recent_crashes: 0,
                 consecutive_failures: 0,
-                usage: None,
+                usage: self.usage,
             };
             running.insert(assignment.replica_id.clone(), status);
         }

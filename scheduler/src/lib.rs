@@ -8,10 +8,11 @@
 //! | [`link`] server and sessions | nodes' streams; published state | requests to actors; sets, names, mesh to nodes | [`Running`] |
 //! | [`rest`] server | HTTP requests | requests to actors | [`Running`] |
 //!
-//! `world`, `decide`, `check`, `audit`, `liveness`, `capacity`, `repack` and what they use are pure.
+//! `world`, `decide`, `check`, `audit`, `liveness`, `autoscale`, `capacity`, `repack` and what they use are pure.
 
 pub mod announce;
 pub mod audit;
+pub mod autoscale;
 pub mod capacity;
 pub mod check;
 pub mod cluster;

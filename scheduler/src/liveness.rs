@@ -19,6 +19,7 @@
 use berth_api::id::MachineId;
 use serde::{Deserialize, Serialize};
 
+use crate::autoscale::Tunables;
 use crate::capacity::Thresholds;
 use crate::entry::{Entry, MachineHealthState};
 use crate::world::{Machine, Now, Observed, World};
@@ -37,6 +38,8 @@ pub struct Limits {
     pub freeze_max_ms: u64,
     /// When capacity groups grow and shrink.
     pub capacity: Thresholds,
+    /// How the counts of scaled containers follow their load.
+    pub autoscale: Tunables,
 }
 
 impl Default for Limits {
@@ -47,6 +50,7 @@ impl Default for Limits {
             freeze_percent: 50,
             freeze_max_ms: 900_000,
             capacity: Thresholds::default(),
+            autoscale: Tunables::default(),
         }
     }
 }

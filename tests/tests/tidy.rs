@@ -13,6 +13,8 @@ const PURE: [&str; 30] = [
     "scheduler/src/announce.rs",
     "scheduler/src/audit.rs",
     "scheduler/src/audit",
+    "scheduler/src/autoscale.rs",
+    "scheduler/src/autoscale",
     "scheduler/src/capacity.rs",
     "scheduler/src/capacity",
     "scheduler/src/check.rs",

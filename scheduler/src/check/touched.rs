@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_api::container::Granted;
+use berth_api::container::{Granted, Scale};
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
 
 use super::{Holder, Violation, is_grant, misplaced, out_of_bounds, over_capacity, sum, wrong_sum};
@@ -97,6 +97,19 @@ impl<'a> Overlay<'a> {
                     return inapplicable(format!("the cluster has no capacity group {}", wish.group_id));
                 }
                 self.violations.extend(out_of_bounds(self.before, wish));
+            }
+            Entry::ContainerScaled(scaled) => {
+                let container = self.before.container(&scaled.container);
+                let bounds = container.and_then(|container| match &container.spec.scale {
+                    Scale::Autoscaling(bounds) => Some(bounds.min..=bounds.max),
+                    Scale::Replicas(_) => None,
+                });
+                if !bounds.is_some_and(|bounds| bounds.contains(&scaled.count)) {
+                    return inapplicable(format!(
+                        "container {} is scaled to {} replicas, which it does not allow",
+                        scaled.container, scaled.count
+                    ));
+                }
             }
             Entry::EventRecorded { .. } => {}
             Entry::ClusterCreated { .. }

@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 
 use super::draft::Memory;
 use super::{ClusterHandle, Directory, Draft, MAILBOX_MAX, Mesh, Published};
+use crate::autoscale;
 use crate::check::check;
 use crate::decide::{Decision, Report, decide};
 use crate::entry::{Entry, RecordError};
@@ -383,6 +384,7 @@ impl Actor {
             .map(|request| (request.run)(&mut draft))
             .collect();
         let (mut world, mut entries) = (draft.world, draft.entries);
+        autoscale::observe(&world, &mut self.observed, &self.config.limits.autoscale, now);
         let decision = self.decide(&world, now);
         if let Some(decision) = &decision {
             let after = Arc::make_mut(&mut world);

@@ -9,7 +9,7 @@ use berth_api::container::ContainerSpec;
 use berth_api::event::Event;
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
 use berth_api::machine::{AssignedNetwork, MachineHealth, MachineSpec};
-use berth_api::replica::{Phase, ReplicaStatus, Usage, WireReplicaStatus};
+use berth_api::replica::{HttpUsage, Phase, ReplicaStatus, Usage, WireReplicaStatus};
 use berth_api::rest::node::ReplicaMetrics;
 use berth_api::units::{Bytes, Cpu};
 use berth_api::validate::Faults;
@@ -301,18 +301,26 @@ fn status_of(id: &ReplicaId, metrics: &ReplicaMetrics, revision: Option<&Digest>
         usage: Some(Usage {
             cpu: cpu_of_cores(metrics.cpu_usage),
             memory: Bytes::new(metrics.memory_used_bytes),
+            http: metrics.http.as_ref().map(|http| HttpUsage {
+                in_flight_milli: http.in_flight_requests.saturating_mul(1000),
+                latency_p95_us: (http.total_requests > 0).then(|| millionths(http.latency_p95_ms / 1000.0)),
+            }),
         }),
     }
 }
 
 fn cpu_of_cores(cores: f64) -> Cpu {
+    Cpu::from_micros(millionths(cores))
+}
+
+fn millionths(value: f64) -> u64 {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "clamped to what fits before the cast"
     )]
-    let micros = (cores * 1e6).clamp(0.0, 1e15) as u64;
-    Cpu::from_micros(micros)
+    let millionths = (value * 1e6).clamp(0.0, 1e15) as u64;
+    millionths
 }
 
 /// A node's claim to have accepted an epoch further above ours than this is not believed.

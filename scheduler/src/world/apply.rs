@@ -12,7 +12,7 @@ use berth_api::time::Timestamp;
 
 use super::replicas::Replicas;
 use super::{Allocated, Container, Events, KeptWrites, Machine, Replica, Stopping, Wish, World};
-use crate::entry::{CapacityWish, Entry, MachineHealthState, Placed, Removal, StopCause};
+use crate::entry::{CapacityWish, ContainerScaled, Entry, MachineHealthState, Placed, Removal, StopCause};
 
 /// First and last host number of a replica's address in its machine's /24: the network, the gateway and the broadcast
 /// address are taken.
@@ -66,6 +66,8 @@ pub enum ApplyError {
     WrongGrant(ReplicaId),
     #[error("replica {0} is granted more while it stops")]
     ResizedStopping(ReplicaId),
+    #[error("container {container} is scaled to {count} replicas, which it does not allow")]
+    NotScalable { container: ContainerName, count: u32 },
     #[error("epoch {to} follows epoch {from}")]
     EpochNotHigher { from: u64, to: u64 },
 }
@@ -190,6 +192,7 @@ impl World {
             }
             Entry::ReplicaGone { replica_id, .. } => self.replica_gone(replica_id)?,
             Entry::CapacityWished(wish) => self.capacity_wished(wish)?,
+            Entry::ContainerScaled(scaled) => self.container_scaled(scaled)?,
             Entry::EventRecorded { event } => self.events.record(event, self.applied_count + 1),
             Entry::EpochStarted { epoch, .. } => self.epoch_started(*epoch)?,
             Entry::WriteKept(kept) => self.kept.keep(kept.clone()),
@@ -559,6 +562,22 @@ fn is_squeeze(spec: &ContainerSpec, granted: Granted) -> bool {
     granted != desired
         && (min.cpu..=desired.cpu).contains(&granted.cpu)
         && (min.memory..=desired.memory).contains(&granted.memory)
+impl World {
+    fn container_scaled(&mut self, scaled: &ContainerScaled) -> Result<(), ApplyError> {
+        let container = self.container_mut(&scaled.container)?;
+        let is_allowed = match &container.spec.scale {
+            Scale::Autoscaling(bounds) => (bounds.min..=bounds.max).contains(&scaled.count),
+            Scale::Replicas(_) => false,
+        };
+        if !is_allowed {
+            return Err(ApplyError::NotScalable {
+                container: scaled.container.clone(),
+                count: scaled.count,
+            });
+        }
+        container.count = scaled.count;
+        Ok(())
+    }
 }
 
 /// The count that a new scale gives: an automatic one keeps what scaling has found, inside of its bounds.

@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_api::id::{MachineId, ReplicaId};
+use berth_api::id::{ContainerName, MachineId, ReplicaId};
 use berth_api::machine::MachineHealth;
 use berth_api::replica::{Phase, ReplicaStatus};
 use berth_api::rest::node::HttpMetrics;
 use berth_api::time::Timestamp;
 
 use super::{Replica, World};
+use crate::autoscale::History;
 use crate::entry::MachineHealthState;
 
 /// The present on both clocks: the wall's for what is recorded and shown, the monotonic one for waits and liveness.
@@ -27,6 +28,8 @@ pub struct Observed {
     /// earliest.
     pub started_ms: u64,
     pub machines: BTreeMap<MachineId, ObservedMachine>,
+    /// What the metrics of scaled containers asked for lately.
+    pub scaling: BTreeMap<ContainerName, History>,
 }
 
 /// What one machine said last.
@@ -66,6 +69,7 @@ impl Observed {
         Self {
             started_ms,
             machines: BTreeMap::new(),
+            scaling: BTreeMap::new(),
         }
     }
 
