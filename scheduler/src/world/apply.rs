@@ -562,6 +562,8 @@ fn is_squeeze(spec: &ContainerSpec, granted: Granted) -> bool {
     granted != desired
         && (min.cpu..=desired.cpu).contains(&granted.cpu)
         && (min.memory..=desired.memory).contains(&granted.memory)
+}
+
 impl World {
     fn container_scaled(&mut self, scaled: &ContainerScaled) -> Result<(), ApplyError> {
         let container = self.container_mut(&scaled.container)?;
