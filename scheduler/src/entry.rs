@@ -437,7 +437,7 @@ mod tests {
     }
 
     /// Kinds of entries there are.
-    const KINDS: usize = 24;
+    const KINDS: usize = 25;
 
     fn kind(entry: &Entry) -> String {
         let value: serde_json::Value = serde_json::from_slice(&entry.to_record()).unwrap();
