@@ -13,6 +13,7 @@
 pub mod announce;
 pub mod audit;
 pub mod autoscale;
+pub mod backup;
 pub mod capacity;
 pub mod check;
 pub mod cluster;

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use berth_api::time::Timestamp;
-use berth_scheduler::Scheduler;
 use berth_scheduler::config::{Config, EtcdAccess, LogFormat, StoreChoice};
 use berth_scheduler::identity::Identity;
 use berth_scheduler::platform::{self, PLATFORM_TOKEN_LIFETIME_MAX};
+use berth_scheduler::{Scheduler, backup};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -35,6 +35,13 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Write every cluster and all keys to a file, while the scheduler runs. The file is as secret as the keys.
+    Backup {
+        /// Made; one that is there already is not written over.
+        file: PathBuf,
+    },
+    /// Fill an empty store, of either kind, from a backup. The scheduler must not run.
+    Restore { file: PathBuf },
     /// Print a token.
     Token {
         #[command(subcommand)]
@@ -109,6 +116,16 @@ fn run() -> anyhow::Result<()> {
             println!("key {new} signs from the next start on; tokens of key {old} stay valid");
             Ok(())
         }
+        Some(Command::Backup { file }) => {
+            let summary = runtime()?.block_on(backup::backup(&config, &file))?;
+            println!("{} holds {summary}", file.display());
+            Ok(())
+        }
+        Some(Command::Restore { file }) => {
+            let summary = runtime()?.block_on(backup::restore(&config, &file))?;
+            println!("{summary} are restored; start the scheduler");
+            Ok(())
+        }
         None => serve(config),
     }
 }
@@ -140,6 +157,13 @@ fn subject(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+}
+
 fn serve(config: Config) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_env("BERTH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let subscriber = tracing_subscriber::fmt()
@@ -149,11 +173,7 @@ fn serve(config: Config) -> anyhow::Result<()> {
         LogFormat::Text => subscriber.with_ansi(false).init(),
         LogFormat::Json => subscriber.json().init(),
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let mut running = Scheduler::start(config).await?;
         tokio::select! {

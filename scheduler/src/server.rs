@@ -89,6 +89,7 @@ impl Scheduler {
                     .options()
                     .map_err(|(path, source)| StartError::EtcdFile { path, source })?;
                 let store = Etcd::open(&options).await?;
+                store.check_whole().await?;
                 store.check_keys(&key_marks(&config.data_dir)?).await?;
                 Self::start_with(Clusters::Shared(Arc::new(store)), config).await
             }

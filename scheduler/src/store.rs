@@ -27,10 +27,12 @@ use berth_api::id::ClusterId;
 use futures::future::BoxFuture;
 
 pub(crate) use etcd::cluster_of_segment;
+#[cfg(test)]
+pub(crate) use etcd::fixture;
 pub use etcd::{COMPACT_PERIOD, Etcd, EtcdOptions, EtcdTls, EtcdUser, Member};
 pub(crate) use etcd::{Changes, Claim, Claimed, Lease, OwnerChange};
 pub use memory::Memory;
-pub use sqlite::Sqlite;
+pub use sqlite::{Reading, Sqlite};
 
 /// A snapshot is taken after this many records. Replay applies at most twice as many at start: at about 20 us a
 /// record that is 40 ms a cluster.
@@ -86,6 +88,12 @@ pub enum StoreError {
         seq: u64,
         fault: Fault,
     },
+    #[error("store {path} is not what was written, and is left as it is; move it away and restore a backup")]
+    Unsound { path: PathBuf, source: Box<StoreError> },
+    #[error(
+        "store {path} may not be written to; mend its file system or its permissions, and service resumes by itself"
+    )]
+    ReadOnly { path: PathBuf },
     #[error("store {path}: the file is damaged: {detail}")]
     Damaged { path: PathBuf, detail: String },
     #[error(
@@ -120,6 +128,10 @@ pub enum StoreError {
          data_dir of one of them into this one's"
     )]
     OtherKeys { store: String },
+    #[error("{store}: a restore has begun here and not ended; run it again")]
+    HalfRestored { store: String },
+    #[error("{store}: {what}; a restore needs an empty store, so stop what uses it or choose another prefix")]
+    InUse { store: String, what: &'static str },
     #[error("cluster {cluster} is not owned by this process, or not any more")]
     NotOwner { cluster: ClusterId },
     #[error(
@@ -187,6 +199,13 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         snapshot: Snapshot,
     ) -> BoxFuture<'a, Result<(), StoreError>>;
 
+    /// Makes an unknown cluster known whose history begins with a snapshot: what a restore does.
+    fn begin<'a>(
+        &'a self,
+        cluster: &'a ClusterId,
+        snapshot: Snapshot,
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
+
     /// Forgets a cluster whose next record is `expected`.
     fn delete<'a>(&'a self, cluster: &'a ClusterId, expected: u64) -> BoxFuture<'a, Result<(), StoreError>>;
 }
@@ -215,6 +234,18 @@ struct SnapshotRow {
     chain: u32,
     crc: u32,
     payload: Vec<u8>,
+}
+
+impl SnapshotRow {
+    /// The snapshot that a history begins with: there is no record before it to be chained to.
+    fn first(snapshot: Snapshot) -> Self {
+        Self {
+            seq: snapshot.seq,
+            chain: 0,
+            crc: chain(0, snapshot.seq, &snapshot.payload),
+            payload: snapshot.payload,
+        }
+    }
 }
 
 /// What the store says is the end of a cluster's log.
@@ -251,7 +282,13 @@ fn verify(
         }
     }
     // Records are trimmed behind the older of two snapshots; beside a single one all are still there.
+    let first_seq = rows.first().map_or(head.next_seq, |row| row.seq);
     let mut at = match snapshots.as_slice() {
+        // One that began with a snapshot never had the records before.
+        [only] if first_seq == only.seq + 1 => Head {
+            next_seq: first_seq,
+            crc: only.chain,
+        },
         [] | [_] => Head::START,
         [oldest, ..] => Head {
             next_seq: oldest.seq + 1,

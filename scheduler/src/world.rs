@@ -93,6 +93,10 @@ pub struct Machine {
     pub drain_deadline: Option<Timestamp>,
     /// Of its present assignment set.
     pub generation: u64,
+    /// What `generation` was when the present epoch started, or the cluster's when it registered since. A node that has accepted a higher one in an earlier epoch has
+    /// seen a history that is lost.
+    #[serde(default)]
+    pub epoch_generation: u64,
     /// Last octet where the search for a free address goes on: an address rests as long as possible after use.
     pub next_host: u8,
     /// Of all replicas placed on it that are not gone, stopping ones included.

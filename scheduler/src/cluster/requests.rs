@@ -324,7 +324,7 @@ fn millionths(value: f64) -> u64 {
 }
 
 /// A node's claim to have accepted an epoch further above ours than this is not believed.
-const EPOCH_LEAD_MAX: u64 = 1 << 20;
+const EPOCH_LEAD_MAX: u64 = 1 << 32;
 
 fn open_link(draft: &mut Draft<'_>, machine_id: &MachineId, accepted: Position) -> Result<(), Refused> {
     let machine = draft.machine(machine_id)?;
@@ -345,10 +345,12 @@ fn open_link(draft: &mut Draft<'_>, machine_id: &MachineId, accepted: Position) 
             ),
         ));
     }
-    if claimed > present {
+    // A restore starts an epoch above all that the lost history can have had.
+    let is_of_lost_history = accepted.epoch < present.0 && accepted.generation > machine.epoch_generation;
+    if claimed > present || is_of_lost_history {
         tracing::error!(cluster_id = %draft.world.spec().cluster_id, machine_id = %machine_id,
             epoch = accepted.epoch, generation = accepted.generation,
-            "a machine has accepted a set that this scheduler never sent: history was lost; a new epoch starts");
+            "a machine has accepted a set that this scheduler never sent: history was lost; nothing unknown on it is stopped");
         draft.memory.doubted.insert(machine_id.clone());
     }
     if claimed > present || differs {

@@ -63,6 +63,14 @@ impl Store for Unruly {
         self.memory.snapshot(cluster, snapshot)
     }
 
+    fn begin<'a>(
+        &'a self,
+        cluster: &'a ClusterId,
+        snapshot: Snapshot,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.memory.begin(cluster, snapshot)
+    }
+
     fn delete<'a>(&'a self, cluster: &'a ClusterId, expected: u64) -> BoxFuture<'a, Result<(), StoreError>> {
         self.memory.delete(cluster, expected)
     }

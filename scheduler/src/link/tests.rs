@@ -780,8 +780,10 @@ async fn a_restart_keeps_the_world_and_a_corrupt_log_stops_the_start() {
     bytes[at + 10] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
     let error = Scheduler::start(config(dir.path())).await.unwrap_err();
-    let source = std::error::Error::source(&error).unwrap().to_string();
-    assert_eq!(source, "cluster acme/prod, record 2: crc differs");
+    let source = std::error::Error::source(&error).unwrap();
+    assert!(source.to_string().contains(path.to_str().unwrap()), "{source}");
+    let record = source.source().unwrap().to_string();
+    assert_eq!(record, "cluster acme/prod, record 2: crc differs");
     assert_eq!(std::fs::read(&path).unwrap(), bytes, "nothing is overwritten");
 }
 

@@ -17,6 +17,7 @@ mod connection;
 pub(crate) mod fixture;
 mod layout;
 mod ownership;
+mod restore;
 #[cfg(test)]
 mod tests;
 
@@ -423,6 +424,34 @@ impl Etcd {
         self.commit("keep a snapshot", cluster, change).await
     }
 
+    async fn begin_now(&self, cluster: &ClusterId, snapshot: Snapshot) -> Result<(), StoreError> {
+        let (before, _) = self.head_at(cluster, 1).await?;
+        let row = SnapshotRow::first(snapshot);
+        let after = self.encode_head(Head {
+            next_seq: row.seq + 1,
+            crc: row.chain,
+        });
+        let value = self
+            .stage(
+                Kind::Snapshot,
+                cluster,
+                row.seq,
+                before.as_deref(),
+                encode_snapshot(&row),
+            )
+            .await?;
+        let operations = vec![
+            TxnOp::put(self.keys.head(cluster), after.as_slice(), None),
+            TxnOp::put(self.keys.value(Kind::Snapshot, cluster, row.seq), value, None),
+        ];
+        let change = Change {
+            before,
+            after: Some(after),
+            operations,
+        };
+        self.commit("begin a log", cluster, change).await
+    }
+
     /// Deletes the values of a kind, and their parts, before the one at `seq`.
     fn trim(&self, kind: Kind, cluster: &ClusterId, seq: u64) -> [TxnOp; 2] {
         let values = DeleteOptions::new().with_range(self.keys.value(kind, cluster, seq));
@@ -755,6 +784,14 @@ impl Store for Etcd {
         snapshot: Snapshot,
     ) -> BoxFuture<'a, Result<(), StoreError>> {
         self.snapshot_now(cluster, snapshot).boxed()
+    }
+
+    fn begin<'a>(
+        &'a self,
+        cluster: &'a ClusterId,
+        snapshot: Snapshot,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.begin_now(cluster, snapshot).boxed()
     }
 
     fn delete<'a>(&'a self, cluster: &'a ClusterId, expected: u64) -> BoxFuture<'a, Result<(), StoreError>> {

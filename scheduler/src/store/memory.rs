@@ -129,6 +129,25 @@ impl Store for Memory {
         async move { self.snapshot_now(cluster, snapshot) }.boxed()
     }
 
+    fn begin<'a>(
+        &'a self,
+        cluster: &'a ClusterId,
+        snapshot: Snapshot,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        async move {
+            let mut logs = self.logs();
+            fence(cluster, 1, logs.get(cluster).map_or(1, |log| log.next_seq))?;
+            let log = Log {
+                next_seq: snapshot.seq + 1,
+                snapshots: vec![SnapshotRow::first(snapshot)],
+                ..Log::default()
+            };
+            logs.insert(cluster.clone(), log);
+            Ok(())
+        }
+        .boxed()
+    }
+
     fn delete<'a>(&'a self, cluster: &'a ClusterId, expected: u64) -> BoxFuture<'a, Result<(), StoreError>> {
         async move {
             let mut logs = self.logs();

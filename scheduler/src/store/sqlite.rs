@@ -150,8 +150,82 @@ impl Store for Sqlite {
         .boxed()
     }
 
+    fn begin<'a>(
+        &'a self,
+        cluster: &'a ClusterId,
+        snapshot: Snapshot,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        async move { self.change(cluster, 1, Change::Begin(snapshot)).await.map(drop) }.boxed()
+    }
+
     fn delete<'a>(&'a self, cluster: &'a ClusterId, expected: u64) -> BoxFuture<'a, Result<(), StoreError>> {
         async move { self.change(cluster, expected, Change::Delete).await.map(drop) }.boxed()
+    }
+}
+
+/// A store as it was at one moment, read beside whoever writes to it.
+#[derive(Debug)]
+pub struct Reading {
+    connection: Connection,
+}
+
+impl Reading {
+    /// Begins to read the store at `path`. Writers go on; what they write from now on is not seen.
+    ///
+    /// # Errors
+    /// When there is no store, or it is of a newer version.
+    pub fn begin(path: &Path) -> Result<Self, StoreError> {
+        std::fs::metadata(path).map_err(io("open the store", path))?;
+        let connection = open_reader(path)?;
+        connection
+            .execute_batch("BEGIN")
+            .map_err(engine("begin to read"))?;
+        match schema_version(&connection)? {
+            Some(SCHEMA_VERSION) => Ok(Self { connection }),
+            Some(found) => Err(StoreError::Newer {
+                path: path.into(),
+                found,
+                known: SCHEMA_VERSION,
+            }),
+            None => Err(StoreError::Damaged {
+                path: path.into(),
+                detail: "it is empty".into(),
+            }),
+        }
+    }
+
+    /// Every cluster, in order.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn clusters(&self) -> Result<Vec<ClusterId>, StoreError> {
+        Ok(numbered(&self.connection)?
+            .into_iter()
+            .map(|(_, id)| id)
+            .collect())
+    }
+
+    /// The history of a cluster, verified.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or something is not what was written.
+    pub fn load(&self, cluster: &ClusterId) -> Result<History, StoreError> {
+        load_within(&self.connection, cluster)
+    }
+}
+
+/// The error with the file's name and what to do, where its cause is one that an operator mends.
+pub(super) fn named(error: StoreError, path: &Path) -> StoreError {
+    let StoreError::Engine { source, .. } = &error else {
+        return error;
+    };
+    match source.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => StoreError::Full {
+            store: path.display().to_string(),
+            remedy: "make room on its disk",
+        },
+        Some(ErrorCode::ReadOnly) => StoreError::ReadOnly { path: path.into() },
+        _ => error,
     }
 }
 
@@ -196,7 +270,9 @@ fn open_writer(path: &Path) -> Result<Connection, StoreError> {
         }
         Ok(())
     };
-    prepare().map_err(engine("prepare the store"))?;
+    prepare()
+        .map_err(engine("prepare the store"))
+        .map_err(|error| named(error, path))?;
     Ok(connection)
 }
 
@@ -253,7 +329,11 @@ fn verify_all(path: &Path) -> Result<(), StoreError> {
                 detail: format!("{operation}: {source}"),
             }
         }
-        other => other,
+        error @ (StoreError::Corrupt { .. } | StoreError::CorruptSnapshot { .. }) => StoreError::Unsound {
+            path: path.into(),
+            source: Box::new(error),
+        },
+        other => named(other, path),
     })
 }
 
@@ -293,9 +373,16 @@ fn numbered(connection: &Connection) -> Result<Vec<(i64, ClusterId)>, StoreError
 
 /// Reads and verifies one cluster in one read transaction.
 fn load(connection: &Connection, cluster: &ClusterId) -> Result<History, StoreError> {
+    let transaction = connection
+        .unchecked_transaction()
+        .map_err(engine("begin to read"))?;
+    load_within(&transaction, cluster)
+}
+
+/// As [`load`], in the transaction that is open.
+fn load_within(transaction: &Connection, cluster: &ClusterId) -> Result<History, StoreError> {
     type Rows = Option<(Head, Vec<SnapshotRow>, Vec<Row>)>;
     let read = || -> Result<Rows, rusqlite::Error> {
-        let transaction = connection.unchecked_transaction()?;
         let head: Option<(i64, u64, u32)> = transaction
             .query_row(
                 "SELECT num, next_seq, crc FROM cluster WHERE id = ?1",

@@ -63,6 +63,7 @@ on_every_store!(
     what_was_appended_is_read_in_order,
     an_append_at_another_place_is_fenced_and_changes_nothing,
     a_snapshot_stands_for_the_records_before_it,
+    a_history_may_begin_with_a_snapshot,
     the_log_stays_bounded,
     a_deleted_cluster_is_forgotten_and_may_be_made_again,
     records_and_snapshots_of_every_size_come_back,
@@ -122,6 +123,31 @@ async fn a_snapshot_stands_for_the_records_before_it(store: &dyn Store) {
     assert_eq!(history.snapshot, Some(snapshot));
     assert_eq!(history.records, records(11..13));
     assert_eq!(history.next_seq, 13);
+}
+
+async fn a_history_may_begin_with_a_snapshot(store: &dyn Store) {
+    let id = cluster("c");
+    let first = Snapshot {
+        seq: 40,
+        payload: b"state at forty".to_vec(),
+    };
+    store.begin(&id, first.clone()).await.unwrap();
+    let again = store.begin(&id, first.clone()).await;
+    assert!(matches!(again, Err(StoreError::Fenced { .. })), "{again:?}");
+    let history = store.load(&id).await.unwrap();
+    assert_eq!((history.snapshot, history.next_seq), (Some(first), 41));
+    let mut next = store.append(&id, 41, payloads(41..44)).await.unwrap();
+    assert_eq!(store.load(&id).await.unwrap().records, records(41..44));
+    for _ in 0..3 {
+        let snapshot = Snapshot {
+            seq: next - 1,
+            payload: format!("state at {}", next - 1).into_bytes(),
+        };
+        store.snapshot(&id, snapshot.clone()).await.unwrap();
+        assert_eq!(store.load(&id).await.unwrap().snapshot, Some(snapshot));
+        next = store.append(&id, next, payloads(next..next + 2)).await.unwrap();
+        assert_eq!(store.load(&id).await.unwrap().records, records(next - 2..next));
+    }
 }
 
 async fn the_log_stays_bounded(store: &dyn Store) {
@@ -220,6 +246,16 @@ fn flip(path: &Path, text: &str) {
     std::fs::write(path, bytes).unwrap();
 }
 
+/// Why a store is refused; the refusal names the file.
+fn unsound(path: &Path) -> StoreError {
+    let error = Sqlite::open(path).unwrap_err();
+    assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+    match error {
+        StoreError::Unsound { source, .. } => *source,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[tokio::test]
 async fn a_flipped_bit_names_the_record_and_overwrites_nothing() {
     for number in [1, 7, 15, 20] {
@@ -228,7 +264,7 @@ async fn a_flipped_bit_names_the_record_and_overwrites_nothing() {
         written(&path).await;
         flip(&path, &format!("payload-{number:06}"));
         let before = std::fs::read(&path).unwrap();
-        let error = Sqlite::open(&path).unwrap_err();
+        let error = unsound(&path);
         assert!(
             matches!(error, StoreError::Corrupt { seq, fault: Fault::Crc, .. } if seq == number),
             "{error:?}"
@@ -247,7 +283,7 @@ async fn a_flipped_bit_of_a_snapshot_names_it() {
     let path = dir.path().join("store.db");
     written(&path).await;
     flip(&path, "the state of the tenth record");
-    let error = Sqlite::open(&path).unwrap_err();
+    let error = unsound(&path);
     assert_eq!(
         error.to_string(),
         "cluster acme, snapshot at record 10: crc differs"
@@ -291,7 +327,7 @@ async fn a_lost_record_is_named() {
             .execute("DELETE FROM record WHERE seq = ?1", [lost])
             .unwrap();
         drop(connection);
-        let error = Sqlite::open(&path).unwrap_err();
+        let error = unsound(&path);
         assert_eq!(
             error.to_string(),
             format!("cluster acme, record {named}: missing")
@@ -372,4 +408,79 @@ async fn a_torn_write_ahead_log_gives_a_prefix() {
     }
     assert_eq!(lengths.last(), Some(&21), "a whole log gives every record");
     assert!(lengths.len() > 5, "the cuts fell between commits");
+}
+
+/// The file of the present schema, as it was written when that was new. It is never changed; a new schema gets a file
+/// beside it, and reads both.
+const SCHEMA_1: &[u8] = include_bytes!("../../fixtures/store-1.db");
+
+#[tokio::test]
+async fn every_schema_ever_written_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.db");
+    std::fs::write(&path, SCHEMA_1).unwrap();
+    let store = Sqlite::open(&path).unwrap();
+    let history = store.load(&cluster("acme")).await.unwrap();
+    assert_eq!(
+        history.snapshot.unwrap().payload,
+        b"the state of the tenth record"
+    );
+    assert_eq!(history.records, records(11..21));
+    assert_eq!(
+        store
+            .append(&cluster("acme"), 21, payloads(21..22))
+            .await
+            .unwrap(),
+        22
+    );
+}
+
+/// How the fixture was made: `cargo test -p berth-scheduler --lib writes_the_fixture -- --ignored`, once for each schema.
+#[tokio::test]
+#[ignore = "writes a fixture that is never written again"]
+async fn writes_the_fixture() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/store-1.db");
+    assert!(!path.exists(), "it is never written over");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("store.db");
+    written(&file).await;
+    std::fs::copy(file, path).unwrap();
+}
+
+#[tokio::test]
+async fn the_file_stays_bounded_however_much_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.db");
+    let store = Sqlite::open(&path).unwrap();
+    let id = cluster("c");
+    let size = || -> u64 {
+        let files = std::fs::read_dir(dir.path()).unwrap();
+        files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
+    };
+    let mut next = 1;
+    let mut early = 0;
+    // Forty intervals of a thousand records of about 1 KiB: 40 MiB were written at the end.
+    for round in 0..40 {
+        for _ in 0..10 {
+            let payloads = vec![vec![b'x'; 1000]; 100];
+            next = store.append(&id, next, payloads).await.unwrap();
+        }
+        let snapshot = Snapshot {
+            seq: next - 1,
+            payload: vec![b's'; 100_000],
+        };
+        store.snapshot(&id, snapshot).await.unwrap();
+        if round == 4 {
+            early = size();
+        }
+    }
+    let late = size();
+    assert!(
+        late < early + (1 << 20),
+        "{early} bytes after 5 intervals, {late} after 40"
+    );
+    assert!(
+        late < 16 << 20,
+        "{late} bytes: two intervals, two snapshots, the write-ahead log"
+    );
 }

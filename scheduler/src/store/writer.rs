@@ -1,12 +1,15 @@
 //! The one thread that writes to the SQLite file: takes what waits in its queue, for all clusters, and commits it in
 //! one transaction, so that the cost of a flush to the disk is shared.
 
+use std::path::Path;
+
 use berth_api::id::ClusterId;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use tokio::sync::{mpsc, oneshot};
 
 use super::memory::fence;
-use super::{Head, Snapshot, StoreError, chain};
+use super::sqlite::named;
+use super::{Head, Snapshot, SnapshotRow, StoreError, chain};
 
 /// At most this many operations share one commit: at about 1 KiB each that is a quarter MiB of log a flush.
 const BATCH_MAX: usize = 256;
@@ -26,6 +29,7 @@ pub(super) struct Command {
 pub(super) enum Change {
     Append(Vec<Vec<u8>>),
     Snapshot(Snapshot),
+    Begin(Snapshot),
     Delete,
 }
 
@@ -44,7 +48,10 @@ pub(super) fn run(mut connection: Connection, mut commands: mpsc::Receiver<Comma
             .unzip();
         let outcomes = match commit(&mut connection, changes) {
             Ok(outcomes) => outcomes,
-            Err(error) => replies.iter().map(|_| Err(error.clone())).collect(),
+            Err(error) => {
+                let error = named(error, Path::new(connection.path().unwrap_or_default()));
+                replies.iter().map(|_| Err(error.clone())).collect()
+            }
         };
         for (reply, outcome) in replies.into_iter().zip(outcomes) {
             // The caller may have gone away; what it asked for is done all the same.
@@ -102,6 +109,9 @@ fn apply(
             }
             None => Ok(head.next_seq),
         },
+        Change::Begin(snapshot) => {
+            begin(transaction, cluster, SnapshotRow::first(snapshot)).map_err(engine("begin a log"))
+        }
         Change::Delete => {
             if let Some(num) = num {
                 forget(transaction, num).map_err(engine("delete a log"))?;
@@ -139,6 +149,29 @@ fn append(
         .prepare_cached("UPDATE cluster SET next_seq = ?2, crc = ?3 WHERE num = ?1")?
         .execute(params![num, head.next_seq, head.crc])?;
     Ok(head.next_seq)
+}
+
+fn begin(
+    transaction: &Transaction<'_>,
+    cluster: &ClusterId,
+    snapshot: SnapshotRow,
+) -> Result<u64, rusqlite::Error> {
+    let next_seq = snapshot.seq + 1;
+    transaction.execute(
+        "INSERT INTO cluster (id, next_seq, crc) VALUES (?1, ?2, ?3)",
+        params![cluster.as_str(), next_seq, snapshot.chain],
+    )?;
+    transaction.execute(
+        "INSERT INTO snapshot (cluster, seq, chain, crc, payload) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![
+            transaction.last_insert_rowid(),
+            snapshot.seq,
+            snapshot.chain,
+            snapshot.crc,
+            snapshot.payload
+        ],
+    )?;
+    Ok(next_seq)
 }
 
 fn keep_snapshot(

@@ -240,6 +240,9 @@ impl World {
             });
         }
         self.epoch = epoch;
+        for machine in self.machines.values_mut() {
+            machine.epoch_generation = machine.generation;
+        }
         Ok(())
     }
 
@@ -301,6 +304,7 @@ impl World {
             draining_since: None,
             drain_deadline: None,
             generation: 0,
+            epoch_generation: self.last_generation,
             next_host: HOST_MIN,
             allocated: Allocated::default(),
             replicas: BTreeSet::new(),

@@ -7,6 +7,7 @@
 //! PREFIX/snapshot/CLUSTER/SEQ                the state after record SEQ
 //! PREFIX/part/CLUSTER/l|s/SEQ/NONCE/NUMBER   a slice of a log or snapshot value that is too large for one key
 //! PREFIX/shard/…                             who owns which cluster; see the module `ownership`
+//! PREFIX/restoring                           there while a restore has begun and not ended
 //! PREFIX/keys                                digests of the keys that all schedulers of the store hold
 //! PREFIX/compacted                           how far the history of etcd itself was given up
 //! ```
@@ -68,6 +69,10 @@ impl Keys {
 
     pub(super) fn key_marks(&self) -> String {
         format!("{}/keys", self.prefix)
+    }
+
+    pub(super) fn restoring(&self) -> String {
+        format!("{}/restoring", self.prefix)
     }
 
     pub(super) fn compacted(&self) -> String {
