@@ -72,6 +72,21 @@ impl Resources {
     }
 }
 
+/// How many of a container's replicas may be out of service on account of a drain or of room made for a rollout. Berth's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DisruptionBudget {
+    /// Those that are out for other reasons count. 0: none is ever taken away so.
+    pub max_unavailable: u32,
+}
+
+impl Default for DisruptionBudget {
+    /// What holds for a container that declares none.
+    fn default() -> Self {
+        Self { max_unavailable: 1 }
+    }
+}
+
 /// Bounds and targets of automatic scaling. Invariant: 1 <= min <= desired <= max.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -212,6 +227,8 @@ pub struct ContainerSpec {
     /// Names of the containers and resources this one may use.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub links: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disruption_budget: Option<DisruptionBudget>,
 }
 
 impl ContainerSpec {

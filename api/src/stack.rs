@@ -270,6 +270,7 @@ fn container(
         service_account: None,
         shared_mounts: Vec::new(),
         links: resource.links.iter().map(|link| link.id.to_owned()).collect(),
+        disruption_budget: None,
     };
     if let Some(persistent) = persistent? {
         volumes(&mut spec, &persistent, context, config, warnings)?;

@@ -415,7 +415,8 @@ impl Draft<'_> {
             let machine = self.world.machine(&replica.machine_id);
             replica.is_live() && machine.is_some_and(|machine| machine.draining_since.is_some())
         };
-        container.wanted() < 2 || self.world.replicas_of(&container.spec.name).any(is_draining)
+        let keeps_all = container.max_unavailable() == 0;
+        container.wanted() < 2 || keeps_all || self.world.replicas_of(&container.spec.name).any(is_draining)
     }
 
     fn make_room(&mut self, plan: &Plan) {
@@ -426,12 +427,15 @@ impl Draft<'_> {
 
     /// Stops a replica of a draining machine when its replacement would have a place.
     fn move_stateful(&mut self, name: &ContainerName, plan: &Plan, outcome: &mut Outcome) {
+        // One fleet for all of them: what one is promised, the next one does not get.
+        let mut fleet = (!plan.moving.is_empty()).then(|| Fleet::of(&self.world));
         for replica_id in &plan.moving {
             let Some(replica) = self.world.replica(replica_id) else {
                 continue;
             };
             let request = request(&self.world, name, replica.ordinal, Some(replica_id));
-            let place = placement::place(&Fleet::of(&self.world), &[request]).pop();
+            let fleet = fleet.as_mut().expect("there is one where anything moves");
+            let place = placement::place_in(fleet, &[request]).pop();
             match place.expect("one request has one outcome") {
                 Ok(_) => self.push_stop(replica_id.clone(), StopCause::MachineDraining),
                 Err(unplaced) if self.is_squeezed_elsewhere(replica, &unplaced) => {

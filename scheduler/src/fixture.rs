@@ -114,6 +114,7 @@ pub(crate) fn stateless(name: &str, count: u32) -> ContainerSpec {
         service_account: None,
         shared_mounts: vec![],
         links: vec![],
+        disruption_budget: None,
     }
 }
 

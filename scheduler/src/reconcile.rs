@@ -93,6 +93,8 @@ pub enum WaitReason {
     Ready { replica_id: ReplicaId },
     /// The rollout or drain goes on when this ordinal is back.
     Ordinal { ordinal: u32 },
+    /// Its container allows no drain to take a replica away.
+    Budget { container: ContainerName },
     /// It runs with less than it desires.
     Squeezed(Box<Squeeze>),
 }
@@ -344,6 +346,10 @@ impl fmt::Display for WaitReason {
             }
             Self::Ready { replica_id } => write!(f, "replica {replica_id} to be ready"),
             Self::Ordinal { ordinal } => write!(f, "ordinal {ordinal} to run and be ready"),
+            Self::Budget { container } => write!(
+                f,
+                "container {container} to allow it: its disruptionBudget.maxUnavailable is 0"
+            ),
             Self::Squeezed(squeeze) => {
                 write!(
                     f,
@@ -381,6 +387,9 @@ impl WaitReason {
             }
             Self::Ready { replica_id } => format!("see why replica {replica_id} is not ready"),
             Self::Ordinal { ordinal } => format!("see why ordinal {ordinal} is not ready"),
+            Self::Budget { container } => format!(
+                "raise disruptionBudget.maxUnavailable of container {container}; or give the drain a deadline"
+            ),
             Self::Squeezed(squeeze) => squeeze.helps(),
         }
     }

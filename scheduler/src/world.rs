@@ -119,7 +119,7 @@ pub struct Allocated {
 #[serde(rename_all = "camelCase")]
 pub struct Container {
     pub spec: ContainerSpec,
-    /// Rises with each change of anything but scale and links.
+    /// Rises with each change of anything but scale, links and the disruption budget.
     pub revision: u64,
     /// Declarations of earlier revisions that replicas still run.
     pub older: BTreeMap<u64, ContainerSpec>,
@@ -370,6 +370,12 @@ impl Container {
         }
     }
 
+    /// How many of its replicas may be taken out of service by a drain or for a rollout.
+    #[must_use]
+    pub fn max_unavailable(&self) -> u32 {
+        self.spec.disruption_budget.unwrap_or_default().max_unavailable
+    }
+
     /// The declaration of a revision, while a replica may run it.
     #[must_use]
     pub fn spec_at(&self, revision: u64) -> Option<&ContainerSpec> {
@@ -504,6 +510,7 @@ fn same_template(one: &ContainerSpec, other: &ContainerSpec) -> bool {
     let bare = |spec: &ContainerSpec| ContainerSpec {
         scale: berth_api::container::Scale::Replicas(1),
         links: vec![],
+        disruption_budget: None,
         ..spec.clone()
     };
     bare(one) == bare(other)

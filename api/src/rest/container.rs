@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::node::ReplicaMetrics;
 use crate::container::{
-    Autoscaling, ContainerSpec, HealthCheck, LoadBalancerTarget, Resources, Scale, ServiceAccountTarget,
+    Autoscaling, ContainerSpec, DisruptionBudget, HealthCheck, LoadBalancerTarget, Resources, Scale,
+    ServiceAccountTarget,
 };
 use crate::id::{ClusterId, ContainerName, GroupId, MachineId, ReplicaId};
 use crate::replica::WireReplicaStatus;
@@ -100,6 +101,8 @@ pub struct ContainerConfig {
     pub shared_mounts: Vec<SharedMount>,
     #[serde(default)]
     pub links: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disruption_budget: Option<DisruptionBudget>,
     #[serde(default)]
     pub status: ContainerStatus,
     /// Explicit null when absent: older clients require the member.
@@ -139,6 +142,7 @@ impl ContainerConfig {
             service_account: spec.service_account.clone(),
             shared_mounts: spec.shared_mounts.clone(),
             links: spec.links.clone(),
+            disruption_budget: spec.disruption_budget,
             status: state.status,
             status_reason: state.reason,
             status_message: state.message,

@@ -9,8 +9,8 @@ use super::contradiction::contradictions;
 use super::pattern;
 use crate::cluster::ClusterSpec;
 use crate::container::{
-    Autoscaling, ContainerSpec, CpuRange, HealthCheck, LoadBalancerTarget, MemoryRange, ProbeMethod,
-    REPLICAS_MAX, Resources, Scale, ServiceAccountTarget, default_target_cpu_percent,
+    Autoscaling, ContainerSpec, CpuRange, DisruptionBudget, HealthCheck, LoadBalancerTarget, MemoryRange,
+    ProbeMethod, REPLICAS_MAX, Resources, Scale, ServiceAccountTarget, default_target_cpu_percent,
     default_target_memory_percent,
 };
 use crate::id::{ContainerName, GroupId, Zone};
@@ -62,6 +62,7 @@ fn container(cursor: &Cursor<'_>, cluster: &ClusterSpec) -> Option<ContainerSpec
         .member("sharedMounts")
         .or(Vec::new(), |mounts| mounts.list(shared_mount));
     let links = cursor.member("links").or(Vec::new(), |links| links.list(link));
+    let budget = cursor.member("disruptionBudget").optional(disruption_budget);
     Some(ContainerSpec {
         name: name?,
         capacity_group: capacity_group?,
@@ -78,6 +79,7 @@ fn container(cursor: &Cursor<'_>, cluster: &ClusterSpec) -> Option<ContainerSpec
         service_account: service_account?,
         shared_mounts: shared_mounts?,
         links: links?,
+        disruption_budget: budget?,
     })
 }
 
@@ -463,6 +465,12 @@ pub(crate) fn shared_mount(cursor: &Cursor<'_>) -> Option<SharedMount> {
         source: source?,
         mount_path: mount_path?,
     })
+}
+
+pub(crate) fn disruption_budget(cursor: &Cursor<'_>) -> Option<DisruptionBudget> {
+    cursor.object()?;
+    let max_unavailable = cursor.member("maxUnavailable").count(0..=REPLICAS_MAX)?;
+    Some(DisruptionBudget { max_unavailable })
 }
 
 pub(crate) fn link(cursor: &Cursor<'_>) -> Option<String> {

@@ -8,10 +8,13 @@ use serde_json::Value;
 use super::container::create_request;
 use super::contradiction::contradictions;
 use super::declaration::{
-    command, environment, health_check, image, link, resources, scale, service_account, shared_mount, volume,
+    command, disruption_budget, environment, health_check, image, link, resources, scale, service_account,
+    shared_mount, volume,
 };
 use crate::cluster::ClusterSpec;
-use crate::container::{ContainerSpec, HealthCheck, Resources, Scale, ServiceAccountTarget};
+use crate::container::{
+    ContainerSpec, DisruptionBudget, HealthCheck, Resources, Scale, ServiceAccountTarget,
+};
 use crate::validate::{Cursor, Faults, read};
 use crate::volume::{OrdinalVolume, SharedMount};
 
@@ -32,6 +35,7 @@ pub struct ContainerUpdate {
     pub health_check: Option<Option<HealthCheck>>,
     pub shared_mounts: Option<Vec<SharedMount>>,
     pub links: Option<Vec<String>>,
+    pub disruption_budget: Option<Option<DisruptionBudget>>,
 }
 
 impl ContainerUpdate {
@@ -61,6 +65,7 @@ impl ContainerUpdate {
                 .member("sharedMounts")
                 .optional(|mounts| mounts.list(shared_mount));
             let links = cursor.member("links").optional(|links| links.list(link));
+            let budget = removable(&cursor.member("disruptionBudget"), disruption_budget);
             fixed?;
             Some(Self {
                 image: image?,
@@ -73,6 +78,7 @@ impl ContainerUpdate {
                 health_check: health_check?,
                 shared_mounts: shared_mounts?,
                 links: links?,
+                disruption_budget: budget?,
             })
         })
     }
@@ -95,6 +101,7 @@ impl ContainerUpdate {
         set(&mut spec.health_check, &self.health_check);
         set(&mut spec.shared_mounts, &self.shared_mounts);
         set(&mut spec.links, &self.links);
+        set(&mut spec.disruption_budget, &self.disruption_budget);
         Faults::check(contradictions(&spec, cluster.platform))?;
         Ok(spec)
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use berth_api::container::{ContainerSpec, DisruptionBudget};
 use berth_api::explain::Subject;
 use berth_api::id::MachineId;
 
@@ -113,4 +114,79 @@ fn every_replica_that_is_left_says_what_it_waits_for_and_until_when() {
         assert!(wait.next_attempt.is_some() && !wait.helps.is_empty(), "{wait:?}");
         assert!(wait.what.contains("it is stopped at"), "{wait:?}");
     }
+}
+
+fn with_budget(spec: ContainerSpec, max_unavailable: u32) -> ContainerSpec {
+    ContainerSpec {
+        disruption_budget: Some(DisruptionBudget { max_unavailable }),
+        ..spec
+    }
+}
+
+#[test]
+fn a_budget_of_none_holds_up_a_drain_until_its_deadline() {
+    let mut town = Town::of(1);
+    town.put(with_budget(stateful("db", 1), 0));
+    town.settle();
+    town.join("m2", "general");
+    town.settle();
+    let before = town.places("db");
+    drain(&mut town, 60);
+    town.settle();
+    assert_eq!(town.places("db"), before, "there is room, and it may not go");
+    let about = (Subject::Replica, "db-0");
+    let answer = explain(&town.world, &town.observed, &town.limits, town.now, about).unwrap();
+    assert!(
+        answer
+            .to_string()
+            .contains("disruptionBudget.maxUnavailable is 0"),
+        "{answer}"
+    );
+    town.tick(61_000);
+    town.settle();
+    assert_eq!(town.ready("db"), 1);
+    assert!(town.places("db").iter().all(|(_, machine)| machine == "m2"));
+}
+
+#[test]
+fn a_budget_changes_nothing_that_runs_and_lets_more_ordinals_move_at_once() {
+    let mut town = Town::of(1);
+    town.put(stateful("db", 3));
+    town.settle();
+    town.join("m2", "general");
+    town.settle();
+    town.put(with_budget(stateful("db", 3), 2));
+    town.settle();
+    assert_eq!(town.world.container(&"db".parse().unwrap()).unwrap().revision, 1);
+    let at = town.now.wall;
+    town.act(Entry::MachineDraining { machine_id: m1(), at });
+    let mut least = 3;
+    for _ in 0..50 {
+        town.tick(100);
+        least = least.min(town.ready("db"));
+    }
+    assert_eq!(least, 1, "two at a time, and never three");
+    assert_eq!(town.ready("db"), 3);
+    assert!(town.places("db").iter().all(|(_, machine)| machine == "m2"));
+}
+
+#[test]
+fn a_rollout_makes_no_room_where_the_budget_is_none() {
+    let mut town = Town::of(1);
+    town.put(with_budget(stateless("web", 4), 0));
+    town.settle();
+    let mut next = with_budget(stateless("web", 4), 0);
+    next.image = "app:2".into();
+    town.put(next);
+    town.settle();
+    assert_eq!(
+        town.ready("web"),
+        4,
+        "the machine is full, and none is taken away"
+    );
+    assert!(town.report.capacity[0].desired > 1, "a machine more would help");
+    town.join("m2", "general");
+    town.settle();
+    let name = "web".parse().unwrap();
+    assert!(town.world.replicas_of(&name).all(|replica| replica.revision == 2));
 }

@@ -1,9 +1,11 @@
 //! Containers whose replicas have ordinals: each has its own data and its own id, and two of one id never run.
 //!
 //! An ordinal starts when its id is free. Ordinals beyond the count stop one at a time, the highest first. Updates and
-//! drains take one ordinal at a time, the lowest first, and only while every other one is in place: stop, gone, start. A
-//! drain stops an ordinal only when there is room for it elsewhere; past its deadline, all of them at once. A replica on a
-//! silent machine is never touched.
+//! drains take one ordinal at a time, the lowest first, and only while every other one is in place: stop, gone, start. A drain
+//! takes as many as the container's disruption budget lets be out of place, each only when there is room for it elsewhere; past
+//! its deadline, all of them at once. A replica on a silent machine is never touched.
+
+use berth_api::time::Timestamp;
 
 use super::{Context, Plan, Purpose, Start, WaitReason};
 use crate::entry::StopCause;
@@ -15,7 +17,7 @@ pub(super) fn plan(context: &Context<'_>) -> Plan {
     scale_down(context, wanted, &mut plan);
     start_missing(context, wanted, &mut plan);
     force_off(context, wanted, &mut plan);
-    replace_one(context, wanted, &mut plan);
+    replace(context, wanted, &mut plan);
     plan
 }
 
@@ -72,58 +74,65 @@ fn force_off(context: &Context<'_>, wanted: u32, plan: &mut Plan) {
     }
 }
 
-/// Stops, or asks to move, at most one ordinal.
-fn replace_one(context: &Context<'_>, wanted: u32, plan: &mut Plan) {
+/// Asks to move what drains, as far as the container's budget goes, and stops at most one ordinal that is outdated.
+fn replace(context: &Context<'_>, wanted: u32, plan: &mut Plan) {
     let is_leaving = |replica: &Replica| {
         replica.is_live()
             && !context.is_silent(replica)
             && !context.is_forced_off(replica)
             && (context.is_draining(replica) || context.world.is_outdated(replica))
     };
-    let leaving: Vec<&Replica> = (0..wanted)
+    let mut leaving: Vec<&Replica> = (0..wanted)
         .filter_map(|ordinal| at(context, ordinal))
         .filter(|replica| is_leaving(replica))
         .collect();
     // Those that serve nothing first: an update may be what mends them.
-    let next = leaving
-        .iter()
-        .find(|replica| context.is_down(replica))
-        .or_else(|| leaving.first());
-    let Some(next) = next else {
-        return;
-    };
-    let blocker = (0..wanted).find(|ordinal| match at(context, *ordinal) {
+    leaving.sort_by_key(|replica| !context.is_down(replica));
+    let (mut draining, mut outdated): (Vec<&Replica>, Vec<&Replica>) = leaving
+        .into_iter()
+        .partition(|replica| context.is_draining(replica));
+    let is_out = |ordinal: &u32| match at(context, *ordinal) {
         None => true,
         Some(replica) => {
             !replica.is_live()
                 || context.is_forced_off(replica)
                 || (!is_leaving(replica) && !context.is_ready(replica))
         }
-    });
-    if let Some(ordinal) = blocker {
-        let since = at(context, ordinal).map_or(context.container.updated_at, |replica| {
-            replica
-                .stopping
-                .map_or(replica.placed_at, |stopping| stopping.since)
-        });
-        for replica in leaving {
-            plan.wait
-                .push(context.wait(Some(replica), WaitReason::Ordinal { ordinal }, since));
-        }
-        return;
-    }
-    if context.is_draining(next) {
-        plan.moving.push(next.replica_id.clone());
-    } else {
+    };
+    let out: Vec<u32> = (0..wanted).filter(is_out).collect();
+    let budget = usize::try_from(context.container.max_unavailable()).expect("32 bits fit into a usize");
+    let may_move = budget.saturating_sub(out.len()).min(draining.len());
+    let moving: Vec<&Replica> = draining.drain(..may_move).collect();
+    // The ordinal that the others wait for.
+    let mut ahead = out
+        .first()
+        .copied()
+        .or_else(|| moving.first().and_then(|replica| replica.ordinal));
+    plan.moving
+        .extend(moving.iter().map(|replica| replica.replica_id.clone()));
+    if ahead.is_none() && !outdated.is_empty() {
+        let next = outdated.remove(0);
         plan.stop.push((next.replica_id.clone(), StopCause::Updated));
+        ahead = next.ordinal;
     }
-    for replica in leaving
-        .iter()
-        .filter(|replica| replica.replica_id != next.replica_id)
-    {
-        let ordinal = next.ordinal.unwrap_or_default();
-        let reason = WaitReason::Ordinal { ordinal };
-        plan.wait
-            .push(context.wait(Some(replica), reason, context.container.updated_at));
+    for replica in draining.into_iter().chain(outdated) {
+        let reason = match ahead {
+            Some(ordinal) if budget > 0 || !context.is_draining(replica) => WaitReason::Ordinal { ordinal },
+            Some(_) | None => WaitReason::Budget {
+                container: context.container.spec.name.clone(),
+            },
+        };
+        let since = blocked_since(context, ahead);
+        plan.wait.push(context.wait(Some(replica), reason, since));
     }
+}
+
+/// Since when an ordinal is out of place, or has been what it is.
+fn blocked_since(context: &Context<'_>, ordinal: Option<u32>) -> Timestamp {
+    let replica = ordinal.and_then(|ordinal| at(context, ordinal));
+    replica.map_or(context.container.updated_at, |replica| {
+        replica
+            .stopping
+            .map_or(replica.placed_at, |stopping| stopping.since)
+    })
 }

@@ -141,7 +141,8 @@ fn cause(context: &Context<'_>, replica: &Replica) -> StopCause {
 }
 
 /// One outdated replica may make room for its own replacement when the cluster has none, provided that everything else
-/// serves. Never the only one, and never on a draining machine, whose room nobody can use.
+/// serves. Never the only one, never on a draining machine, whose room nobody can use, and not where the container's budget
+/// is 0.
 fn make_room(
     context: &Context<'_>,
     wanted: usize,
@@ -151,7 +152,7 @@ fn make_room(
     let is_steady = staying.iter().all(|replica| context.is_ready(replica))
         && staying.len() + leaving.len() == wanted
         && context.replicas.iter().all(|replica| replica.is_live());
-    if wanted < 2 || !is_steady {
+    if wanted < 2 || !is_steady || context.container.max_unavailable() == 0 {
         return None;
     }
     let candidate = leaving.iter().find(|replica| !context.is_draining(replica))?;

@@ -127,10 +127,12 @@ fn machine(machine: &Machine, observed: &Observed) -> MachineSummary {
     }
 }
 
-/// On the wire a message is only for what fails.
+/// On the wire a message is only for what fails, and for what runs with less than it desires.
 pub(super) fn state(world: &World, observed: &Observed, name: &ContainerName) -> ContainerState {
     let state = container_state(world, observed, name).unwrap_or_default();
-    let message = state.message.filter(|_| state.status == ContainerStatus::Failing);
+    let message = state
+        .message
+        .filter(|_| matches!(state.status, ContainerStatus::Failing | ContainerStatus::Running));
     ContainerState { message, ..state }
 }
 
