@@ -289,6 +289,34 @@ mod tests {
     }
 
     #[test]
+    fn a_disruption_budget_is_read_changed_and_removed() {
+        let mut value = reader();
+        let bare = read_container(&value, &cluster("local")).unwrap();
+        assert_eq!(bare.disruption_budget, None);
+        assert_eq!(create_request(&bare).get("disruptionBudget"), None);
+        value["disruptionBudget"] = json!({"maxUnavailable": 0});
+        let spec = read_container(&value, &cluster("local")).unwrap();
+        assert_eq!(
+            create_request(&spec)["disruptionBudget"],
+            json!({"maxUnavailable": 0})
+        );
+        let after = |change: Value| {
+            let update = ContainerUpdate::read(&change, &spec).unwrap();
+            update.apply(&spec, &cluster("local")).unwrap().disruption_budget
+        };
+        assert_eq!(
+            after(json!({"disruptionBudget": {"maxUnavailable": 2}}))
+                .unwrap()
+                .max_unavailable,
+            2
+        );
+        assert_eq!(after(json!({"disruptionBudget": null})), None);
+        assert_eq!(after(json!({})), spec.disruption_budget);
+        value["disruptionBudget"] = json!({"maxUnavailable": -1});
+        assert!(read_container(&value, &cluster("local")).is_err());
+    }
+
+    #[test]
     fn bad_members_are_each_told_with_the_way_out() {
         let mut value = reader();
         value["name"] = json!("Reader");
