@@ -13,7 +13,7 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
 use super::Fault;
-use super::fixture::EtcdCluster;
+use super::fixture::{EtcdCluster, free_ports};
 use super::node::Node;
 use super::proxy::Proxy;
 use super::writer::Writer;
@@ -117,14 +117,7 @@ impl Stage {
         let etcd_dir = dir.path().join("etcd");
         std::fs::create_dir(&etcd_dir).unwrap();
         let etcd = EtcdCluster::start(&etcd_dir, 3, &[]);
-        let listeners: Vec<std::net::TcpListener> = (0..count * 2)
-            .map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        let ports: Vec<u16> = listeners
-            .iter()
-            .map(|listener| listener.local_addr().unwrap().port())
-            .collect();
-        drop(listeners);
+        let ports = free_ports(count * 2);
         let ports: Vec<(u16, u16)> = ports.chunks(2).map(|pair| (pair[0], pair[1])).collect();
         let mut processes = Vec::new();
         for number in 0..count {

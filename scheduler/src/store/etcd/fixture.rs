@@ -7,6 +7,7 @@ use std::fs::File;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 const PROGRAM: &str = "etcd";
@@ -27,6 +28,22 @@ pub(crate) fn skip_without_etcd(test: &str) -> bool {
     !is_there
 }
 
+/// Ports of loopback that nobody listens on, below those that the kernel gives to outgoing connections (32768 and up): one
+/// that is free now stays free while its program is started, and started again. Each process looks in a window of its own.
+pub(crate) fn free_ports(count: usize) -> Vec<u16> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let window = 10_000 + std::process::id() % 1000 * 20;
+    let mut ports = Vec::new();
+    while ports.len() < count {
+        let candidate = window + NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = u16::try_from(candidate % 20_000 + 10_000).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            ports.push(port);
+        }
+    }
+    ports
+}
+
 /// Some members of one etcd cluster. Dropping it kills them.
 #[derive(Debug)]
 pub(crate) struct EtcdCluster {
@@ -45,15 +62,7 @@ struct Member {
 impl EtcdCluster {
     /// Starts `count` members with data under `dir` and waits until each listens.
     pub(crate) fn start(dir: &Path, count: usize, flags: &[&str]) -> Self {
-        // All ports are held until all are chosen, so that they differ.
-        let listeners: Vec<TcpListener> = (0..count * 2)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        let ports: Vec<u16> = listeners
-            .iter()
-            .map(|listener| listener.local_addr().unwrap().port())
-            .collect();
-        drop(listeners);
+        let ports = free_ports(count * 2);
         let members = ports
             .chunks(2)
             .map(|pair| Member {
