@@ -12,7 +12,7 @@ AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 SECONDS ?= 60
 
-.PHONY: help demo test bench bench-placement bench-autoscale fuzz lint build clean setup-build setup-demo setup-test
+.PHONY: help demo test bench bench-placement bench-autoscale fuzz fuzz-api lint build clean setup-build setup-demo setup-test
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ bench-autoscale: setup-build ## Play loads against the rule of scaling and that 
 
 bench-placement: setup-build ## Measure placement against published results and bounds; writes docs/placement-report.md.
 	benches/placement.sh
+
+fuzz-api: setup-build ## Drive a scheduler by its own OpenAPI description for SECONDS (60), with invalid requests too.
+	scripts/fuzz-api.sh $(SECONDS)
 
 fuzz: setup-build ## Fuzz the placement engine for SECONDS (60), with an exact audit as judge.
 	scripts/fuzz.sh $(SECONDS)

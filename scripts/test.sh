@@ -15,6 +15,8 @@ if ! cargo nextest --version >/dev/null 2>&1; then
   echo "installing cargo-nextest: runs the tests, each in a process of its own"
   cargo install --locked cargo-nextest@0.9.143
 fi
+# The description of the API is what its types give.
+scripts/openapi.sh --check
 # The tests of whole programs start these by path.
 cargo build --workspace --bins --locked
 exec cargo nextest run --workspace --locked --no-fail-fast "${filter[@]}"

@@ -194,6 +194,7 @@ pub struct Stop {
 
 /// The wire's stop and detach reasons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
     ScaledDown,

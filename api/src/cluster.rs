@@ -10,6 +10,7 @@ use crate::units::{Bytes, Cpu, cpu_number};
 
 /// Where a cluster's machines run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Platform {
     Aws,
@@ -31,21 +32,28 @@ impl fmt::Display for Platform {
 
 /// GPUs of a machine profile, or wanted by a container.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Gpu {
     /// Type of the device, for example `nvidia-t4`.
     #[serde(rename = "type")]
+    #[cfg_attr(feature = "openapi", schema(pattern = "^[a-z0-9-]+$"))]
     pub kind: String,
     /// Whole devices, 1 to 8.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 8))]
     pub count: u32,
 }
 
 /// Hardware totals of every machine of a group; the scheduler subtracts reserves itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct MachineProfile {
     #[serde(with = "cpu_number")]
+    #[cfg_attr(feature = "openapi", schema(value_type = f64, exclusive_minimum = 0, maximum = 4294.967295))]
     pub cpu: Cpu,
+    #[cfg_attr(feature = "openapi", schema(value_type = i64, minimum = 134_217_728, maximum = 4503599627370496.0))]
     pub memory_bytes: Bytes,
+    #[cfg_attr(feature = "openapi", schema(value_type = i64, minimum = 1, maximum = 4503599627370496.0))]
     pub ephemeral_storage_bytes: Bytes,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<Gpu>,
@@ -56,11 +64,14 @@ pub const PROFILE_MEMORY_MIN: Bytes = Bytes::mib(128);
 
 /// A set of identical machines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CapacityGroup {
     pub group_id: GroupId,
     pub profile: MachineProfile,
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 2_147_483_647))]
     pub min_size: u32,
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 2_147_483_647))]
     pub max_size: u32,
 }
 
@@ -69,13 +80,17 @@ pub const GROUPS_MAX: usize = 10;
 
 /// What a cluster is created with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterSpec {
     pub cluster_id: ClusterId,
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 255))]
     pub name: String,
     /// Cut into one [`MACHINE_PREFIX_LEN`] subnet per machine.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub container_cidr: Ipv4Net,
     pub platform: Platform,
+    #[cfg_attr(feature = "openapi", schema(max_items = 10))]
     pub capacity_groups: Vec<CapacityGroup>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace_id: Option<String>,

@@ -13,6 +13,7 @@ use crate::volume::{OrdinalVolume, SharedMount};
 /// `min` is protected, `desired` is what placement packs with and what the cgroup caps at, unless the replica is squeezed
 /// ([`Granted`]). Invariant: min <= desired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CpuRange {
     pub min: Cpu,
     pub desired: Cpu,
@@ -20,10 +21,13 @@ pub struct CpuRange {
 
 /// As [`CpuRange`], for memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MemoryRange {
     #[serde(with = "bytes_text")]
+    #[cfg_attr(feature = "openapi", schema(value_type = crate::units::SizeText))]
     pub min: Bytes,
     #[serde(with = "bytes_text")]
+    #[cfg_attr(feature = "openapi", schema(value_type = crate::units::SizeText))]
     pub desired: Bytes,
 }
 
@@ -38,6 +42,7 @@ pub struct Granted {
 
 /// What one replica needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Resources {
     pub cpu: CpuRange,
@@ -47,6 +52,7 @@ pub struct Resources {
         with = "optional_bytes_text",
         skip_serializing_if = "Option::is_none"
     )]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<crate::units::SizeText>))]
     pub ephemeral_storage: Option<Bytes>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<Gpu>,
@@ -89,6 +95,7 @@ impl Default for DisruptionBudget {
 
 /// Bounds and targets of automatic scaling. Invariant: 1 <= min <= desired <= max.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Autoscaling {
     pub min: u32,
@@ -134,6 +141,7 @@ impl Scale {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "UPPERCASE")]
 pub enum ProbeMethod {
     Get,
@@ -154,6 +162,7 @@ impl ProbeMethod {
 
 /// The wire's HTTP health check, its defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct HealthCheck {
     pub path: String,
@@ -173,28 +182,62 @@ impl HealthCheck {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "lowercase", rename_all_fields = "camelCase")]
 pub enum LoadBalancerTarget {
     Aws {
+        #[cfg_attr(
+            feature = "openapi",
+            schema(pattern = r"^arn:aws[a-z0-9-]*:elasticloadbalancing:[a-z0-9-]+:\d{12}:targetgroup/.+")
+        )]
         target_group_arn: String,
     },
     Gcp {
+        #[cfg_attr(feature = "openapi", schema(pattern = r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"))]
         neg_name: String,
     },
     Azure {
+        #[cfg_attr(feature = "openapi", schema(pattern = r"^[-\w._()]{1,90}$"))]
         resource_group: String,
+        #[cfg_attr(
+            feature = "openapi",
+            schema(pattern = r"^[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,78}[a-zA-Z0-9])?$")
+        )]
         load_balancer_name: String,
+        #[cfg_attr(
+            feature = "openapi",
+            schema(pattern = r"^[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,78}[a-zA-Z0-9])?$")
+        )]
         backend_pool_name: String,
+        #[cfg_attr(
+            feature = "openapi",
+            schema(
+                pattern = r"^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\.Network/virtualNetworks/[^/]+$"
+            )
+        )]
         virtual_network_id: String,
     },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "lowercase", rename_all_fields = "camelCase")]
 pub enum ServiceAccountTarget {
-    Aws { role_arn: String },
-    Gcp { email: String },
-    Azure { client_id: String },
+    Aws {
+        #[cfg_attr(
+            feature = "openapi",
+            schema(pattern = r"^arn:aws[a-z0-9-]*:iam::\d{12}:role/.+")
+        )]
+        role_arn: String,
+    },
+    Gcp {
+        #[cfg_attr(feature = "openapi", schema(format = "email"))]
+        email: String,
+    },
+    Azure {
+        #[cfg_attr(feature = "openapi", schema(format = "uuid"))]
+        client_id: String,
+    },
 }
 
 /// A declared container. Built by [`crate::rest`] from a request, by [`crate::stack`] from a stack; both validate.

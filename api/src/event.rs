@@ -13,6 +13,7 @@ use crate::validate::{Cursor, Faults, INT32_MAX, INT64_MAX, read};
 
 /// Severity, the wire's `type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum EventType {
     Info,
@@ -31,6 +32,7 @@ impl EventType {
 
 /// What an event is about: `{type, id}`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", content = "id", rename_all = "camelCase")]
 pub enum InvolvedObject {
     Cluster(String),
@@ -67,6 +69,7 @@ impl InvolvedObject {
 
 /// Who says it. The node daemon must use the literal `horizond`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "component", rename_all = "lowercase", rename_all_fields = "camelCase")]
 pub enum EventSource {
     Scheduler,
@@ -76,6 +79,7 @@ pub enum EventSource {
 
 /// The wire's `volumeType`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum VolumeType {
     Aws,
@@ -86,6 +90,7 @@ pub enum VolumeType {
 
 /// Where attaching a volume failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum AttachStep {
     Attach,
@@ -96,6 +101,7 @@ pub enum AttachStep {
 
 /// Where configuring the mesh failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum MeshStep {
     Interface,
@@ -105,6 +111,7 @@ pub enum MeshStep {
 
 /// What made a container grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum TriggerMetric {
     Cpu,
@@ -114,6 +121,7 @@ pub enum TriggerMetric {
 
 /// What made a capacity group grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum CapacityTrigger {
     UnschedulableReplicas,
@@ -122,6 +130,7 @@ pub enum CapacityTrigger {
 
 /// What happened: `reason` and the members of that reason. `u32` travels as int32 and `u64` as int64.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "reason", rename_all_fields = "camelCase")]
 pub enum EventDetails {
     ImagePulled {
@@ -383,6 +392,7 @@ impl EventDetails {
 
 /// A thing that happened. Equal repeats are merged: `count` rises and `lastTimestamp` moves.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
     pub event_id: String,

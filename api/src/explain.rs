@@ -8,6 +8,7 @@ use crate::time::Timestamp;
 
 /// What is explained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Subject {
     Container,
@@ -44,6 +45,7 @@ pub struct UnknownSubject(pub String);
 
 /// One thing that is waited for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Waiting {
     pub what: String,
@@ -56,6 +58,7 @@ pub struct Waiting {
 
 /// How many machines one placement filter ruled out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct FilterCount {
     /// Name of the filter: `group`, `status`, `cpu`, `memory`, `ephemeral`, `gpu`, `zone`, `hostPort`, `volume`, `address`.
@@ -68,6 +71,7 @@ pub struct FilterCount {
 
 /// The answer to `explain`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
     pub kind: Subject,

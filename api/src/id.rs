@@ -13,8 +13,12 @@ pub struct InvalidId {
     pub rule: &'static str,
 }
 
+/// Pattern of an opaque id.
+#[cfg(feature = "openapi")]
+const OPAQUE: &str = r"^[^\x00-\x1f\x7f-\x9f]+$";
+
 macro_rules! id {
-    ($(#[$doc:meta])* $name:ident, $noun:literal, $rule:literal, $accepts:path) => {
+    ($(#[$doc:meta])* $name:ident, $noun:literal, $rule:literal, $accepts:path, $pattern:expr, $len_max:literal) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -72,6 +76,22 @@ macro_rules! id {
             }
         }
 
+        #[cfg(feature = "openapi")]
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+                let schema = utoipa::openapi::ObjectBuilder::new()
+                    .schema_type(utoipa::openapi::schema::Type::String)
+                    .description(Some($rule))
+                    .min_length(Some(1))
+                    .max_length(Some($len_max))
+                    .pattern($pattern);
+                schema.into()
+            }
+        }
+
+        #[cfg(feature = "openapi")]
+        impl utoipa::ToSchema for $name {}
+
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(&self.0)
@@ -88,27 +108,28 @@ macro_rules! id {
 
 id! {
     /// A cluster, chosen by its caller; may contain slashes.
-    ClusterId, "cluster id", "1 to 512 characters without control characters", is_opaque
+    ClusterId, "cluster id", "1 to 512 characters without control characters", is_opaque, Some(OPAQUE), 512
 }
 id! {
     /// A capacity group of a cluster.
-    GroupId, "capacity group id", "1 to 63 of a-z, 0-9 and '-', starting with a letter", is_group
+    GroupId, "capacity group id", "1 to 63 of a-z, 0-9 and '-', starting with a letter", is_group, Some("^[a-z][a-z0-9-]*$"), 63
 }
 id! {
     /// A container of a cluster; also its DNS label.
-    ContainerName, "container name", "1 to 63 of a-z, 0-9 and '-', starting and ending with a letter or digit", is_label
+    ContainerName, "container name", "1 to 63 of a-z, 0-9 and '-', starting and ending with a letter or digit", is_label,
+    Some("^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"), 63
 }
 id! {
     /// A machine: the cloud's instance id.
-    MachineId, "machine id", "1 to 512 characters without control characters", is_opaque
+    MachineId, "machine id", "1 to 512 characters without control characters", is_opaque, Some(OPAQUE), 512
 }
 id! {
     /// A replica: `{container}-{ordinal}` when stateful, `{container}-{machine}-{random}` when not.
-    ReplicaId, "replica id", "1 to 512 characters without control characters", is_opaque
+    ReplicaId, "replica id", "1 to 512 characters without control characters", is_opaque, Some(OPAQUE), 512
 }
 id! {
     /// An availability zone, as the cloud names it.
-    Zone, "zone", "1 to 512 characters without control characters", is_opaque
+    Zone, "zone", "1 to 512 characters without control characters", is_opaque, Some(OPAQUE), 512
 }
 
 fn is_opaque(text: &str) -> bool {

@@ -21,15 +21,19 @@ pub const MACHINE_BYTES_MAX: Bytes = Bytes::gib(4 << 20);
 pub const MACHINE_GPUS_MAX: u32 = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CpuCapacity {
     #[serde(with = "cpu_number")]
+    #[cfg_attr(feature = "openapi", schema(value_type = f64, minimum = 0, maximum = 4294.967295))]
     pub total: Cpu,
     #[serde(default, with = "cpu_number")]
+    #[cfg_attr(feature = "openapi", schema(value_type = f64, minimum = 0))]
     pub system_reserve: Cpu,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct MemoryCapacity {
     pub total: Bytes,
@@ -38,11 +42,13 @@ pub struct MemoryCapacity {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct StorageCapacity {
     pub total: Bytes,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct GpuCapacity {
     pub total: u32,
     #[serde(rename = "type")]
@@ -60,6 +66,7 @@ impl From<&Gpu> for GpuCapacity {
 
 /// What a machine reports at registration. Invariant, checked at the edge: a reserve is not above its total.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct MachineCapacity {
     pub cpu: CpuCapacity,
@@ -71,14 +78,20 @@ pub struct MachineCapacity {
 
 /// A registered machine: the wire's `RegisterRequest` validated, and the subnet it was given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct MachineSpec {
     pub machine_id: MachineId,
     pub capacity_group: GroupId,
     pub zone: Zone,
     /// Address on the underlay.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub vpc_ip: IpAddr,
     pub wireguard_public_key: String,
+    #[cfg_attr(
+        feature = "openapi",
+        schema(pattern = r"^\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}:\d{1,5}$")
+    )]
     pub wireguard_endpoint: String,
     pub capacity: MachineCapacity,
     /// Kernel boot id; absent for a machine that speaks the plain wire API.
@@ -88,9 +101,12 @@ pub struct MachineSpec {
 
 /// A machine's subnet; its gateway is the first address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct AssignedNetwork {
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub cidr: Ipv4Net,
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub gateway: std::net::Ipv4Addr,
 }
 
@@ -107,6 +123,7 @@ impl AssignedNetwork {
 
 /// The wire's status of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum MachineStatus {
     /// Registered; no heartbeat yet.
@@ -131,6 +148,7 @@ impl fmt::Display for MachineStatus {
 
 /// State of one part of the node daemon, for engineers on call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Subsystem {
     /// `runtime`, `network`, `dns`, `keeper`, `storage`, `link`.
@@ -144,6 +162,7 @@ pub struct Subsystem {
 
 /// What a node says of itself beside its replicas.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct MachineHealth {
     pub subsystems: Vec<Subsystem>,

@@ -10,6 +10,7 @@ use crate::units::{Bytes, Cpu};
 
 /// The wire's status of a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum WireReplicaStatus {
     #[default]
@@ -29,6 +30,7 @@ pub enum WireReplicaStatus {
 /// (any) ▶ stopping ▶ stopped ▶ releasing ▶ gone
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// Accepted by the node; nothing is done yet.
@@ -94,6 +96,7 @@ impl fmt::Display for Phase {
 
 /// Whose fault a failure is, and so what would help.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "kind", rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Cause {
     /// The replica used more memory than its limit.
@@ -125,6 +128,7 @@ impl fmt::Display for Cause {
 
 /// What a replica waits for and since when; every phase but `healthy` has one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Wait {
     /// For people, for example `pulling registry:5000/app (12 of 40 MiB)`.
@@ -148,6 +152,7 @@ pub struct HttpUsage {
 
 /// Use of a replica as its cgroup counts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Usage {
     /// Average vCPU used since the last report.
@@ -160,6 +165,7 @@ pub struct Usage {
 
 /// What a node says of one replica.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ReplicaStatus {
     pub replica_id: ReplicaId,

@@ -21,6 +21,8 @@ pub mod node;
 pub mod operator;
 mod pattern;
 pub mod repack;
+#[cfg(feature = "openapi")]
+pub mod schema;
 mod update;
 
 use serde::{Deserialize, Serialize};
@@ -30,6 +32,7 @@ use crate::validate::{Fault, Faults};
 
 /// `{"success": true}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Success {
     pub success: bool,
 }
@@ -39,6 +42,7 @@ pub const SUCCESS: Success = Success { success: true };
 
 /// `{"error": {code, message}}`, and `faults` where an input was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ErrorReply {
     pub error: ErrorDetail,
     /// Berth's addition: each fault of the input with its place.
@@ -48,6 +52,7 @@ pub struct ErrorReply {
 
 /// A stable word for programs and a sentence for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ErrorDetail {
     pub code: String,
     pub message: String,
@@ -78,6 +83,7 @@ impl ErrorReply {
 
 /// `{events: [Event]}`, newest first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ListEventsReply {
     pub events: Vec<Event>,
 }

@@ -326,6 +326,59 @@ pub mod optional_bytes_text {
     }
 }
 
+/// Schema of a size as text, for the members that the wire declares so.
+#[cfg(feature = "openapi")]
+#[derive(Debug, Clone, Copy)]
+pub struct SizeText;
+
+#[cfg(feature = "openapi")]
+fn text_schema(description: &str, pattern: &str) -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+    utoipa::openapi::ObjectBuilder::new()
+        .schema_type(utoipa::openapi::schema::Type::String)
+        .description(Some(description))
+        .pattern(Some(pattern))
+        .into()
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for SizeText {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        text_schema("bytes with a unit, above zero", r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti)$")
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for SizeText {}
+
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for Cpu {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        text_schema(
+            "vCPU, above zero; six places after the point at most",
+            r"^\d+(\.\d{1,6})?$",
+        )
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for Cpu {}
+
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for Bytes {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::schema::Type::Integer)
+            .format(Some(utoipa::openapi::SchemaFormat::KnownFormat(
+                utoipa::openapi::KnownFormat::Int64,
+            )))
+            .minimum(Some(0))
+            .into()
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for Bytes {}
+
 #[cfg(test)]
 mod tests {
     use super::*;

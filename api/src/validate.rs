@@ -26,6 +26,7 @@ use serde_json::Value;
 
 /// One thing that is wrong with an input.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Fault {
     /// Where, for example `resources.cpu.min` or `volumes[2].ordinal`; empty for the input as a whole.
     pub path: String,

@@ -6,24 +6,31 @@ use crate::id::Zone;
 
 /// What is mounted: the wire's `VolumeTarget`, tagged by `type`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "lowercase", rename_all_fields = "camelCase")]
 pub enum VolumeTarget {
     Aws {
+        #[cfg_attr(feature = "openapi", schema(pattern = r"^vol-[a-f0-9]+$"))]
         volume_id: String,
         zone: Zone,
     },
     Gcp {
+        #[cfg_attr(feature = "openapi", schema(pattern = r"^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$"))]
         disk_name: String,
         zone: Zone,
     },
     Azure {
+        #[cfg_attr(
+            feature = "openapi",
+            schema(
+                pattern = r"^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\.Compute/disks/[^/]+$"
+            )
+        )]
         disk_id: String,
         zone: Zone,
     },
     /// A directory that every machine of the cluster can reach.
-    Hostpath {
-        path: String,
-    },
+    Hostpath { path: String },
 }
 
 impl VolumeTarget {
@@ -61,8 +68,10 @@ impl VolumeTarget {
 
 /// One volume of a container's declaration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct OrdinalVolume {
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 9_999))]
     pub ordinal: u32,
     pub volume: VolumeTarget,
     /// Berth's optional member: where the replica sees it; [`DEFAULT_MOUNT_PATH`] when absent.
@@ -85,6 +94,7 @@ pub const EPHEMERAL_MOUNT_PATH: &str = "/var/ephemeral";
 /// Berth's optional member of a container: a shared directory of platform `local`, the form a linked storage
 /// resource takes there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct SharedMount {
     /// Directory on the machine; absolute.

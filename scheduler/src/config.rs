@@ -30,6 +30,16 @@
 //! | `autoscale.down_seconds` | fewer only after so long | 180 | 10 to 3600 |
 //! | `capacity.boot_max_seconds` | a machine registered for longer and never heard is not waited for | 900 | 1 to 86400 |
 //!
+//! How often the API may be called, and its audit log; a caller may save up two seconds' worth:
+//!
+//! | key | meaning | default | bounds |
+//! | --- | --- | --- | --- |
+//! | `rest.platform_per_second` | requests of one subject of platform tokens | 2000 | 1 to 1000000 |
+//! | `rest.management_per_second` | requests under one cluster's management token | 1000 | 1 to 1000000 |
+//! | `rest.machine_per_second` | requests under one cluster's machine token | 5000 | 1 to 1000000 |
+//! | `rest.failures_per_second` | requests of one address without a valid token | 50 | 1 to 1000000 |
+//! | `rest.audit_file` | where the audit log goes, a line of JSON each | none: the log, target `berth::audit` | absolute |
+//!
 //! `[[platform_issuers]]`, any number of them, are keys of others whose platform tokens are accepted beside our own:
 //!
 //! | key | meaning | default | bounds |
@@ -40,6 +50,7 @@
 //! | `key_file` | Ed25519 public key in PEM, or the secret of HS256 | none, required | absolute; a secret has at least 32 bytes |
 //! | `key_id` | `kid` of the tokens that the key verifies | none: any | 1 to 128 bytes |
 
+mod rest;
 mod store;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -54,6 +65,7 @@ use crate::capacity::Thresholds;
 use crate::liveness::Limits;
 use crate::platform::{PLATFORM_AUDIENCE, PLATFORM_ISSUER, SigningAlgorithm, TrustedIssuer};
 
+pub use rest::RestLimits;
 pub use store::{EtcdAccess, EtcdChoice, StoreChoice};
 
 /// How log lines look.
@@ -80,6 +92,7 @@ pub struct Config {
     pub advertise: Option<String>,
     pub link_advertise: Option<String>,
     pub lease: Duration,
+    pub rest: RestLimits,
 }
 
 /// Why a configuration cannot be used.
@@ -121,6 +134,8 @@ struct File {
     link_advertise: Option<String>,
     #[serde(default = "default_lease_seconds")]
     lease_seconds: u64,
+    #[serde(default)]
+    rest: RestLimits,
     #[serde(default)]
     platform_issuers: Vec<FileIssuer>,
 }
@@ -249,6 +264,7 @@ const KEYS: [&str; 15] = [
     "advertise",
     "link_advertise",
     "lease_seconds",
+    "rest",
 ];
 const LIMIT_KEYS: [&str; 4] = [
     "unhealthy_after_seconds",
@@ -271,11 +287,12 @@ const AUTOSCALE_KEYS: [&str; 5] = [
     "down_seconds",
 ];
 /// Tables of the file and their keys.
-const TABLES: [(&str, &[&str]); 4] = [
+const TABLES: [(&str, &[&str]); 5] = [
     ("limits", &LIMIT_KEYS),
     ("capacity", &CAPACITY_KEYS),
     ("autoscale", &AUTOSCALE_KEYS),
     ("etcd", &store::ETCD_KEYS),
+    ("rest", &rest::REST_KEYS),
 ];
 
 impl Config {
@@ -295,6 +312,7 @@ impl Config {
             advertise: None,
             link_advertise: None,
             lease: Duration::from_secs(default_lease_seconds()),
+            rest: RestLimits::default(),
         }
     }
 
@@ -358,6 +376,7 @@ impl Config {
             advertise: file.advertise,
             link_advertise: file.link_advertise,
             lease: Duration::from_secs(file.lease_seconds),
+            rest: file.rest,
             limits: limits(&file.limits, &file.capacity, &file.autoscale),
             platform_issuers: file.platform_issuers.into_iter().map(trusted).collect(),
         })
@@ -510,6 +529,9 @@ fn check(file: &File, faults: &mut Vec<Fault>) {
     check_capacity(&file.capacity, &mut require);
     check_autoscale(&file.autoscale, &mut require);
     check_issuers(&file.platform_issuers, &mut require);
+    for (path, problem) in file.rest.faults() {
+        require(false, path, problem);
+    }
     for (path, problem) in file.etcd.faults() {
         require(false, path, problem.into());
     }

@@ -113,11 +113,17 @@ impl TokenDigest {
     /// Whether this is the digest of `token`, in constant time.
     #[must_use]
     pub fn matches(&self, token: &str) -> bool {
+        self.is_of(&Self::of(token))
+    }
+
+    /// Whether this and `unsalted` are digests of one token, in constant time.
+    #[must_use]
+    pub fn is_of(&self, unsalted: &Self) -> bool {
         let digest = self
             .0
             .split_once('.')
             .map_or(self.0.as_str(), |(digest, _)| digest);
-        digest.as_bytes().ct_eq(Self::of(token).0.as_bytes()).into()
+        digest.as_bytes().ct_eq(unsalted.0.as_bytes()).into()
     }
 }
 

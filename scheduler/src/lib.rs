@@ -26,6 +26,7 @@ mod fixture;
 pub mod identity;
 pub mod link;
 pub mod liveness;
+pub mod metrics;
 pub mod placement;
 pub mod platform;
 pub mod reconcile;

@@ -7,6 +7,8 @@
 //! answer is JSON and carries `x-request-id`; an input with faults is answered with all of them and changes nothing.
 
 mod aggregate;
+mod around;
+mod audit;
 mod auth;
 mod clusters;
 mod containers;
@@ -14,11 +16,15 @@ mod forward;
 mod logs;
 mod machines;
 mod nodes;
+mod openapi;
 mod operator;
 mod plans;
+mod rates;
 mod request;
 mod rollup;
+mod told;
 mod view;
+mod watch;
 mod write;
 
 use std::net::SocketAddr;
@@ -27,27 +33,45 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::{delete, get, patch, post};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::RestLimits;
 use crate::scheduler::Scheduler;
 use crate::tokens::Tokens;
+
+pub use audit::Audit;
+use rates::Rates;
 
 /// What handlers need.
 #[derive(Debug, Clone)]
 pub struct Api {
     scheduler: Arc<Scheduler>,
     tokens: Arc<Tokens>,
-    /// Ends the streams of logs.
+    /// Ends what waits: streams of logs, and `?watch`.
     stop: CancellationToken,
+    rates: Arc<Rates>,
+    audit: Arc<Audit>,
+    /// A permit for each request that waits for a change.
+    watchers: Arc<Semaphore>,
 }
 
 impl Api {
     #[must_use]
-    pub fn new(scheduler: Arc<Scheduler>, tokens: Arc<Tokens>, stop: CancellationToken) -> Self {
+    pub fn new(
+        scheduler: Arc<Scheduler>,
+        tokens: Arc<Tokens>,
+        stop: CancellationToken,
+        limits: &RestLimits,
+        audit: Audit,
+    ) -> Self {
         Self {
             scheduler,
             tokens,
             stop,
+            rates: Arc::new(Rates::new(limits)),
+            audit: Arc::new(audit),
+            watchers: Arc::new(Semaphore::new(watch::WAITING_MAX)),
         }
     }
 
@@ -64,13 +88,15 @@ impl Api {
             .route("/events", post(nodes::create_event))
             .route("/healthz", get(operator::healthz))
             .route("/readyz", get(operator::readyz))
+            .route("/metrics", get(operator::metrics))
+            .route("/openapi.json", get(openapi::serve))
             .fallback(request::no_route)
             .method_not_allowed_fallback(request::no_method)
             .layer(axum::middleware::from_fn_with_state(
                 self.clone(),
                 forward::forward,
             ))
-            .layer(axum::middleware::from_fn(request::around))
+            .layer(axum::middleware::from_fn_with_state(self.clone(), around::around))
             .with_state(self)
     }
 }

@@ -15,6 +15,7 @@ use crate::entry::{Entry, TokenDigest, TokenKind};
 use crate::identity::Identity;
 use crate::link::{LogQuery, LogStream};
 use crate::liveness::Limits;
+use crate::metrics::Metrics;
 use crate::refusal::{Class, Refused};
 use crate::shard::{Place, Shard, Tenure};
 use crate::store::{Claim, Claimed, Member, Store, StoreError};
@@ -43,6 +44,7 @@ pub struct Scheduler {
     store: Arc<dyn Store>,
     limits: Limits,
     identity: Arc<Identity>,
+    metrics: Arc<Metrics>,
     clusters: RwLock<BTreeMap<ClusterId, Served>>,
     /// One creation at a time: between the look and the append nobody else may create.
     creating: tokio::sync::Mutex<()>,
@@ -95,6 +97,7 @@ impl Scheduler {
             store,
             limits,
             identity,
+            metrics: Arc::default(),
             clusters: RwLock::default(),
             creating: tokio::sync::Mutex::default(),
             actors: TaskTracker::new(),
@@ -147,6 +150,20 @@ impl Scheduler {
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// What the scheduler counts of itself.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Asks the store something that it must be able to answer.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub async fn read_store(&self) -> Result<(), StoreError> {
+        self.store.clusters().await.map(drop)
     }
 
     /// What the scheduler waits how long for.
@@ -405,6 +422,7 @@ impl Scheduler {
             limits: self.limits,
             stop: stop.clone(),
             tenure: tenure.clone(),
+            metrics: self.metrics.clone(),
         };
         let (actor, handle) = Actor::new(config, loaded);
         let mut clusters = self.clusters.write().unwrap_or_else(PoisonError::into_inner);

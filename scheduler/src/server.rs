@@ -17,7 +17,7 @@ use crate::cluster::LoadError;
 use crate::config::{Config, StoreChoice};
 use crate::identity::{Identity, IdentityError};
 use crate::link::{self, LinkConfig};
-use crate::rest::{self, Api};
+use crate::rest::{self, Api, Audit};
 use crate::scheduler::Scheduler;
 use crate::shard::{self, Shard, ShardConfig};
 use crate::store::{COMPACT_PERIOD, Etcd, Member, Sqlite, Store, StoreError};
@@ -43,6 +43,8 @@ pub enum StartError {
     Identity(#[from] IdentityError),
     #[error("cannot open the secret of tokens")]
     Tokens(#[from] TokenError),
+    #[error("open the audit log {path}")]
+    Audit { path: PathBuf, source: std::io::Error },
     #[error("listen on {address}")]
     Listen {
         address: SocketAddr,
@@ -110,6 +112,11 @@ impl Scheduler {
             &config.platform_issuers,
         )?);
         let tokens = Arc::new(Tokens::open(&config.data_dir)?);
+        let path = config.rest.audit_file.as_deref();
+        let audit = Audit::open(path).map_err(|source| StartError::Audit {
+            path: path.map(Into::into).unwrap_or_default(),
+            source,
+        })?;
         let certificate = identity.server_certificate(&config.link_names)?;
         let alone = match &clusters {
             Clusters::Alone(store) => {
@@ -129,7 +136,7 @@ impl Scheduler {
         };
         let stop = CancellationToken::new();
         let mut servers = JoinSet::new();
-        let api = Api::new(scheduler.clone(), tokens, stop.clone());
+        let api = Api::new(scheduler.clone(), tokens, stop.clone(), &config.rest, audit);
         servers.spawn(async move {
             if let Err(error) = rest::serve(rest_listener, api).await {
                 error!(

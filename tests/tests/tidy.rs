@@ -198,3 +198,48 @@ fn documents_link_to_files_that_exist() {
     }
     assert!(broken.is_empty(), "broken links:\n{}", broken.join("\n"));
 }
+
+/// With the programs that are not installed here replaced by one that is.
+#[test]
+fn units_of_systemd_are_valid() {
+    let mut units = Vec::new();
+    files(&root().join("systemd"), ".service", &mut units);
+    assert!(!units.is_empty());
+    for unit in units {
+        let text = fs::read_to_string(&unit).unwrap();
+        assert!(
+            text.contains("/usr/bin/berth-"),
+            "{} starts nothing of ours",
+            unit.display()
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let copy = dir.path().join(unit.file_name().unwrap());
+        let words = text.split_inclusive(char::is_whitespace);
+        let text: String = words
+            .map(|word| match word.split_once("/usr/bin/berth-") {
+                Some((before, after)) => {
+                    let rest = after.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '-');
+                    format!("{before}/bin/true{rest}")
+                }
+                None => word.to_owned(),
+            })
+            .collect();
+        fs::write(&copy, text).unwrap();
+        let verified = std::process::Command::new("systemd-analyze")
+            .arg("verify")
+            .arg(&copy)
+            .output();
+        match verified {
+            Ok(output) => {
+                let told = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(
+                    output.status.success() && told.is_empty(),
+                    "{}: {told}",
+                    unit.display()
+                );
+            }
+            // Without systemd there is nobody to ask.
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound),
+        }
+    }
+}

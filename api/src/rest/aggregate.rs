@@ -52,6 +52,7 @@ impl AggregateFilter {
 
 /// Machines by their status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MachineStatusCounts {
     pub running: u64,
     pub unhealthy: u64,
@@ -88,6 +89,7 @@ impl MachineStatusCounts {
 
 /// One container name over all clusters that have it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct OverviewContainer {
     pub name: ContainerName,
@@ -119,6 +121,7 @@ pub struct OverviewContainer {
 
 /// Sums over all clusters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct OverviewTotals {
     /// Clusters.
@@ -132,6 +135,7 @@ pub struct OverviewTotals {
 
 /// `GET /aggregate/overview`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct OverviewReply {
     pub containers: Vec<OverviewContainer>,
     pub totals: OverviewTotals,
@@ -139,6 +143,7 @@ pub struct OverviewReply {
 
 /// What needs somebody's attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum IssueKind {
     #[serde(rename = "crashloop")]
@@ -149,6 +154,7 @@ pub enum IssueKind {
 
 /// One thing that needs attention, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct AttentionIssue {
     #[serde(rename = "type")]
@@ -160,6 +166,7 @@ pub struct AttentionIssue {
 
 /// The issues of one cluster that has any.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct AttentionCluster {
     pub cluster_id: ClusterId,
@@ -168,12 +175,14 @@ pub struct AttentionCluster {
 
 /// `GET /aggregate/attention`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AttentionReply {
     pub clusters: Vec<AttentionCluster>,
 }
 
 /// A container in one cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerDeployment {
     pub cluster_id: ClusterId,
@@ -196,6 +205,7 @@ pub struct ContainerDeployment {
 
 /// `GET /aggregate/containers/{n}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerDeploymentsReply {
     pub container_name: ContainerName,
@@ -204,6 +214,7 @@ pub struct ContainerDeploymentsReply {
 
 /// The machines of one capacity group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct GroupSummary {
     pub group_id: GroupId,
@@ -216,6 +227,7 @@ pub struct GroupSummary {
 
 /// The machines of one cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterMachines {
     pub cluster_id: ClusterId,
@@ -226,6 +238,7 @@ pub struct ClusterMachines {
 
 /// Sums over all clusters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct MachinesTotals {
     pub machines: u64,
@@ -234,6 +247,7 @@ pub struct MachinesTotals {
 
 /// `GET /aggregate/machines`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AggregateMachinesReply {
     pub clusters: Vec<ClusterMachines>,
     pub totals: MachinesTotals,

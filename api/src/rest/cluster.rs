@@ -16,10 +16,12 @@ use crate::validate::{Cursor, Faults, read};
 
 /// Reply to `POST /clusters`.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CreateClusterReply {
     pub cluster_id: ClusterId,
     pub name: String,
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub container_cidr: ipnet::Ipv4Net,
     pub platform: Platform,
     pub capacity_groups: Vec<CapacityGroup>,
@@ -39,16 +41,20 @@ impl std::fmt::Debug for CreateClusterReply {
 
 /// vCPU of a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CpuAggregate {
     #[serde(with = "cpu_number")]
+    #[cfg_attr(feature = "openapi", schema(value_type = f64, minimum = 0))]
     pub total: Cpu,
     /// Total without reserves and without what is allocated; never negative.
     #[serde(with = "cpu_number")]
+    #[cfg_attr(feature = "openapi", schema(value_type = f64, minimum = 0))]
     pub available: Cpu,
 }
 
 /// Memory or storage of a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct BytesAggregate {
     pub total: Bytes,
     pub available: Bytes,
@@ -56,6 +62,7 @@ pub struct BytesAggregate {
 
 /// What the machines of a cluster have together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterCapacity {
     pub cpu: CpuAggregate,
@@ -65,10 +72,12 @@ pub struct ClusterCapacity {
 
 /// Reply to `GET /clusters/{c}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct GetClusterReply {
     pub cluster_id: ClusterId,
     pub name: String,
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub container_cidr: ipnet::Ipv4Net,
     pub platform: Platform,
     pub capacity_groups: Vec<CapacityGroup>,
@@ -80,6 +89,7 @@ pub struct GetClusterReply {
 
 /// Which of a cluster's tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum TokenType {
     Management,
@@ -88,6 +98,7 @@ pub enum TokenType {
 
 /// Body of `POST /clusters/{c}/tokens/rotate` and `/revoke`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct TokenRequest {
     pub token_type: TokenType,
@@ -111,6 +122,7 @@ impl TokenRequest {
 
 /// Reply to rotate: only the rotated token is there.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RotateTokenReply {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -128,6 +140,7 @@ impl std::fmt::Debug for RotateTokenReply {
 
 /// Why a capacity group should have its desired size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum CapacityReason {
     /// Replicas have no place, by packing them; or the group has fewer machines than its minimum.
@@ -157,6 +170,7 @@ impl CapacityReason {
 
 /// What one zone of a group needs; only where replicas are bound to zones.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ZoneRequirement {
     pub zone: Zone,
@@ -168,6 +182,7 @@ pub struct ZoneRequirement {
 
 /// One replica that would go from one machine to another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct PlannedMove {
     pub replica_id: ReplicaId,
@@ -177,6 +192,7 @@ pub struct PlannedMove {
 
 /// A machine that its group can do without, and where its replicas would go, in this order and one at a time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct MachineToDrain {
     pub machine_id: MachineId,
@@ -186,6 +202,7 @@ pub struct MachineToDrain {
 
 /// What one group should grow or shrink to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct GroupPlan {
     pub group_id: GroupId,
@@ -210,6 +227,7 @@ pub struct GroupPlan {
 
 /// Berth's own members of a [`GroupPlan`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct GroupPlanDetails {
     /// Registered, not heard yet, and counted as there.
@@ -242,6 +260,7 @@ fn is_zero(count: &u32) -> bool {
 
 /// Reply to `GET /clusters/{c}/capacity-plan`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CapacityPlanReply {
     pub groups: Vec<GroupPlan>,
 }

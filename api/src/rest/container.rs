@@ -22,6 +22,7 @@ pub use super::update::{ContainerUpdate, changes};
 
 /// The wire's status of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ContainerStatus {
     #[default]
@@ -44,6 +45,7 @@ impl std::fmt::Display for ContainerStatus {
 
 /// Why a container is failing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum ContainerStatusReason {
     Unschedulable,
     CrashLoopBackOff,
@@ -52,6 +54,7 @@ pub enum ContainerStatusReason {
 
 /// Reply to create and update.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CreateContainerReply {
     pub name: ContainerName,
@@ -73,6 +76,7 @@ pub struct ContainerState {
 
 /// A declaration as the wire says it, and how the container is doing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerConfig {
     pub name: ContainerName,
@@ -179,10 +183,12 @@ pub fn create_request(spec: &ContainerSpec) -> Value {
 
 /// One replica in the reply to `GET /clusters/{c}/containers/{n}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ReplicaInfo {
     pub replica_id: ReplicaId,
     pub machine_id: MachineId,
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub ip: IpAddr,
     pub status: WireReplicaStatus,
     /// True when no check is configured.
@@ -195,6 +201,7 @@ pub struct ReplicaInfo {
 
 /// Reply to `GET /clusters/{c}/containers/{n}`: `config` nested as 1.1.0 has it, and flat as 1.0.15 has it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct GetContainerReply {
     pub cluster_id: ClusterId,
@@ -208,6 +215,7 @@ pub struct GetContainerReply {
 
 /// One container of a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerSummary {
     pub name: ContainerName,
@@ -227,6 +235,7 @@ pub struct ContainerSummary {
 
 /// `GET /clusters/{c}/containers`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ListContainersReply {
     pub containers: Vec<ContainerSummary>,
 }

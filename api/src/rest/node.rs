@@ -24,6 +24,7 @@ use crate::volume::VolumeTarget;
 
 /// `POST /register`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RegisterRequest {
     pub cluster_id: ClusterId,
@@ -155,6 +156,7 @@ pub(crate) fn bytes_amount(cursor: &Cursor<'_>) -> Option<Bytes> {
 
 /// Reply to [`RegisterRequest`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RegisterReply {
     pub assigned_network: AssignedNetwork,
@@ -162,6 +164,7 @@ pub struct RegisterReply {
 
 /// What a node that speaks the plain API says of one replica.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ReplicaMetrics {
     pub status: WireReplicaStatus,
@@ -180,6 +183,7 @@ pub struct ReplicaMetrics {
 
 /// HTTP traffic of one replica.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct HttpMetrics {
     pub in_flight_requests: u64,
@@ -198,6 +202,7 @@ pub struct HttpMetrics {
 
 /// Traffic of one route.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointMetrics {
     pub path: String,
@@ -213,6 +218,7 @@ pub struct EndpointMetrics {
 
 /// `POST /heartbeat`, and each item of a batch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct HeartbeatRequest {
     pub cluster_id: ClusterId,
@@ -379,6 +385,7 @@ fn endpoint_metrics(cursor: &Cursor<'_>) -> Option<EndpointMetrics> {
 
 /// `POST /events`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CreateEventRequest {
     pub cluster_id: ClusterId,
@@ -403,13 +410,17 @@ impl CreateEventRequest {
 
 /// One machine of [`ClusterState`]: what the others need for the mesh.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct MachineInfo {
     pub machine_id: MachineId,
     pub capacity_group: GroupId,
     pub zone: Zone,
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub vpc_ip: IpAddr,
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub container_cidr: ipnet::Ipv4Net,
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub container_gateway: Ipv4Addr,
     pub wireguard_public_key: String,
     pub wireguard_endpoint: String,
@@ -433,6 +444,7 @@ impl MachineInfo {
 
 /// Every machine of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ClusterState {
     pub platform: Platform,
     pub machines: Vec<MachineInfo>,
@@ -440,6 +452,7 @@ pub struct ClusterState {
 
 /// An assignment as the wire API says it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ReplicaAssignment {
     pub replica_id: ReplicaId,
@@ -450,6 +463,7 @@ pub struct ReplicaAssignment {
     /// What the machine must grant: `desired`, or less while the replica is squeezed.
     pub cpu: String,
     pub memory: String,
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub ip: IpAddr,
     pub ports: Vec<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -496,6 +510,7 @@ impl ReplicaAssignment {
 
 /// Reply to [`HeartbeatRequest`]: the full desired set of the machine, not a change of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct HeartbeatReply {
     pub cluster_state: ClusterState,
@@ -511,18 +526,23 @@ pub struct HeartbeatReply {
 
 /// vCPU of a machine. Numbers, as the wire declares them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CpuSummary {
     #[serde(with = "cpu_number")]
+    #[cfg_attr(feature = "openapi", schema(value_type = f64, minimum = 0))]
     pub total: Cpu,
     #[serde(with = "cpu_number")]
+    #[cfg_attr(feature = "openapi", schema(value_type = f64, minimum = 0))]
     pub system_reserve: Cpu,
     #[serde(with = "cpu_number")]
+    #[cfg_attr(feature = "openapi", schema(value_type = f64, minimum = 0))]
     pub allocated: Cpu,
 }
 
 /// Memory or storage of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct BytesSummary {
     pub total: Bytes,
@@ -532,6 +552,7 @@ pub struct BytesSummary {
 
 /// One machine of `GET /clusters/{c}/machines`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct MachineSummary {
     pub machine_id: MachineId,
@@ -548,8 +569,10 @@ pub struct MachineSummary {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ephemeral_storage: Option<BytesSummary>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub vpc_ip: Option<IpAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub container_cidr: Option<ipnet::Ipv4Net>,
     #[serde(default)]
     pub health: MachineHealth,
@@ -557,6 +580,7 @@ pub struct MachineSummary {
 
 /// `GET /clusters/{c}/machines`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ListMachinesReply {
     pub machines: Vec<MachineSummary>,
 }

@@ -12,6 +12,7 @@ use crate::units::{Bytes, Cpu};
 
 /// One cluster of `GET /clusters`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterSummary {
     pub cluster_id: ClusterId,
@@ -24,12 +25,14 @@ pub struct ClusterSummary {
 
 /// `GET /clusters`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ListClustersReply {
     pub clusters: Vec<ClusterSummary>,
 }
 
 /// One replica, placed or not, as engineers on call want to see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ReplicaView {
     pub replica_id: ReplicaId,
@@ -43,6 +46,7 @@ pub struct ReplicaView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<Zone>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub ip: Option<IpAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_port: Option<u16>,
@@ -77,12 +81,14 @@ pub struct ReplicaView {
 
 /// `GET /clusters/{c}/replicas`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ListReplicasReply {
     pub replicas: Vec<ReplicaView>,
 }
 
 /// Where a line of log comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum LogStream {
     Stdout,
@@ -93,6 +99,7 @@ pub enum LogStream {
 
 /// One line of `GET /clusters/{c}/logs/{id}`, which answers with a line of JSON per record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct LogRecord {
     pub time: Timestamp,

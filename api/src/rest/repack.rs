@@ -7,6 +7,7 @@ use crate::id::{ContainerName, MachineId, ReplicaId};
 
 /// How a replica moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum MoveHow {
     /// A new one starts at the target before the old one ends.
@@ -17,6 +18,7 @@ pub enum MoveHow {
 
 /// One move of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RepackMove {
     /// Counts from 1. Moves of a step may be under way together; the next step waits for all of them.
@@ -31,6 +33,7 @@ pub struct RepackMove {
 
 /// An occupied machine that the plan does not free.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct KeptMachine {
     pub machine_id: MachineId,
@@ -39,6 +42,7 @@ pub struct KeptMachine {
 
 /// Reply to `GET /clusters/{c}/repack-plan`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RepackPlanReply {
     /// The budget it was made under.

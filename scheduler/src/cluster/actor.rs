@@ -22,6 +22,7 @@ use crate::decide::{Decision, Report, decide};
 use crate::entry::{Entry, RecordError};
 use crate::link::Sessions;
 use crate::liveness::{self, Limits};
+use crate::metrics::Metrics;
 use crate::refusal::Refused;
 use crate::shard::Tenure;
 use crate::store::{History, SNAPSHOT_INTERVAL, Snapshot, Store, StoreError};
@@ -192,6 +193,7 @@ pub(crate) struct ActorConfig {
     pub(crate) stop: CancellationToken,
     /// For how long the cluster is this process's.
     pub(crate) tenure: Tenure,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// How the loop ended.
@@ -385,7 +387,9 @@ impl Actor {
             .collect();
         let (mut world, mut entries) = (draft.world, draft.entries);
         autoscale::observe(&world, &mut self.observed, &self.config.limits.autoscale, now);
+        let begun = monotonic();
         let decision = self.decide(&world, now);
+        self.config.metrics.decided(begun.elapsed());
         if let Some(decision) = &decision {
             let after = Arc::make_mut(&mut world);
             for entry in &decision.entries {
@@ -443,10 +447,21 @@ impl Actor {
         }
         let payloads = entries.iter().map(Entry::to_record).collect();
         let append = self.config.store.append(&self.cluster, self.next_seq, payloads);
-        self.next_seq = tokio::time::timeout(APPEND_TIMEOUT, append)
+        let begun = monotonic();
+        let appended = tokio::time::timeout(APPEND_TIMEOUT, append)
             .await
-            .unwrap_or(Err(StoreError::TimedOut))?;
-        Ok(())
+            .unwrap_or(Err(StoreError::TimedOut));
+        match appended {
+            Ok(next_seq) => {
+                self.config.metrics.appended(entries.len(), begun.elapsed());
+                self.next_seq = next_seq;
+                Ok(())
+            }
+            Err(error) => {
+                self.config.metrics.append_failed();
+                Err(error)
+            }
+        }
     }
 
     /// Takes over what has become durable.

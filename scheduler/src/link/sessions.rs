@@ -59,6 +59,11 @@ impl Sessions {
         self.live().contains_key(machine)
     }
 
+    /// How many machines are linked.
+    pub(crate) fn count(&self) -> usize {
+        self.live().len()
+    }
+
     /// The boot id of a machine's session, while one is live: heard within `silence_max`.
     pub(super) fn live_boot_id(&self, machine: &MachineId, silence_max: Duration) -> Option<String> {
         self.live()

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
+use axum::{Extension, Json};
 use berth_api::id::ClusterId;
 use berth_api::rest::cluster::{
     CreateClusterReply, GetClusterReply, TokenRequest, TokenType, read_cluster, read_groups,
@@ -12,6 +12,7 @@ use berth_api::rest::cluster::{
 
 use super::auth::{Manager, Platform};
 use super::request::{ApiError, Segments, internal};
+use super::told::Told;
 use super::write::{Bare, Write, act, json, replayed};
 use super::{Api, view};
 use crate::cluster::{Answer, ClusterHandle, Outcome};
@@ -23,10 +24,12 @@ use crate::world::World;
 pub(super) async fn create(
     State(api): State<Api>,
     _: Platform,
+    Extension(told): Extension<Told>,
     Write { once, value }: Write,
 ) -> Result<Response, ApiError> {
     let spec = read_cluster(&value).map_err(|faults| ApiError::invalid("invalid_cluster", faults))?;
     let id = spec.cluster_id.clone();
+    told.tell(|facts| facts.cluster = Some(id.clone()));
     let mut digests = BTreeMap::new();
     for kind in [TokenKind::Management, TokenKind::Machine] {
         let (_, digest) = api.tokens.mint(kind, &id).map_err(|error| internal(&error))?;
@@ -144,9 +147,11 @@ pub(super) async fn delete(
     State(api): State<Api>,
     _: Platform,
     segments: Segments,
+    Extension(told): Extension<Told>,
     Bare(once): Bare,
 ) -> Result<Response, ApiError> {
     let id: ClusterId = segments.read("cluster")?;
+    told.tell(|facts| facts.cluster = Some(id.clone()));
     let cluster = api.scheduler.known(&id)?;
     act(&cluster, once, |draft| draft.delete_cluster()).await
 }

@@ -17,6 +17,7 @@ use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 
 use super::Api;
+use super::around::SentOn;
 use super::request::{ApiError, read_body};
 use crate::refusal::Refused;
 use crate::store::Member;
@@ -144,6 +145,7 @@ async fn send(api: &Api, member: &Member, request: Request) -> Result<Response, 
         .map_err(|_| away("cannot be reached"))?;
     let (mut head, body) = answer.into_parts();
     head.headers = end_to_end(head.headers);
+    head.extensions.insert(SentOn);
     Ok(Response::from_parts(head, Body::new(body)))
 }
 

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 
+use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::header;
@@ -15,20 +16,25 @@ use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 
 use super::Api;
-use super::auth::Manager;
+use super::auth::{Manager, revoked};
 use super::request::{ApiError, Pairs, Segments};
+use super::told::Told;
 use crate::link::{LogQuery, LogStream};
 
 pub(super) async fn logs(
     State(api): State<Api>,
     Manager(cluster): Manager,
+    Extension(told): Extension<Told>,
     segments: Segments,
     pairs: Pairs,
 ) -> Result<Response, ApiError> {
     let query = query(&pairs).map_err(|faults| ApiError::invalid("invalid_query", faults))?;
     let streams = api.scheduler.logs(cluster.id(), segments.text("name"), query)?;
+    let caller = told.facts().caller;
+    let revoked = async move { revoked(&cluster, caller).await };
     let lines = stream::select_all(streams.into_iter().map(lines))
         .take_until(api.stop.cancelled_owned())
+        .take_until(Box::pin(revoked))
         .map(Ok::<Bytes, Infallible>);
     let headers = [
         (header::CONTENT_TYPE, "application/x-ndjson"),

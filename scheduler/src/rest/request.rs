@@ -1,31 +1,22 @@
-//! What surrounds every handler: request id, deadline, reading of path and body, errors as JSON.
+//! What handlers read requests with, and errors as JSON.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
-use axum::middleware::Next;
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use berth_api::rest::{ErrorDetail, ErrorReply};
-use berth_api::time::monotonic;
 use berth_api::validate::{Fault, Faults, parse_json};
 use serde_json::Value;
-use tracing::Instrument as _;
 
 use crate::refusal::{Class, Refused};
 
 /// A larger body is refused unread: the largest honest one, a batch of 500 heartbeats, stays well below.
 pub(super) const BODY_MAX: usize = 1 << 20;
-/// A request that is not answered by then is given up: an actor commits within milliseconds.
-const DEADLINE: Duration = Duration::from_secs(30);
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// A longer id of a client is replaced by one of ours.
-const REQUEST_ID_MAX: usize = 128;
 
 /// An answer that says no.
 #[derive(Debug)]
@@ -34,7 +25,13 @@ pub(super) struct ApiError {
     code: String,
     message: String,
     faults: Vec<Fault>,
+    /// When a repeat may help, for statuses that say so.
+    retry_after: Duration,
 }
+
+/// The word of a refusal, for the middleware.
+#[derive(Debug, Clone)]
+pub(super) struct RefusalCode(pub(super) String);
 
 pub(super) type Answer<T> = Result<Json<T>, ApiError>;
 
@@ -45,6 +42,15 @@ impl ApiError {
             code: code.to_owned(),
             message: message.into(),
             faults: Vec::new(),
+            retry_after: Duration::from_secs(1),
+        }
+    }
+
+    /// 429, and when to come again.
+    pub(super) fn too_many(code: &str, message: impl Into<String>, retry_after: Duration) -> Self {
+        Self {
+            retry_after,
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, code, message)
         }
     }
 
@@ -62,12 +68,14 @@ impl From<Refused> for ApiError {
             code: refused.code.to_owned(),
             message: refused.message,
             faults: refused.faults,
+            retry_after: Duration::from_secs(1),
         }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        let code = RefusalCode(self.code.clone());
         let reply = ErrorReply {
             error: ErrorDetail {
                 code: self.code,
@@ -76,6 +84,7 @@ impl IntoResponse for ApiError {
             faults: self.faults,
         };
         let mut response = (self.status, Json(reply)).into_response();
+        response.extensions_mut().insert(code);
         let headers = response.headers_mut();
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -84,56 +93,15 @@ impl IntoResponse for ApiError {
             self.status,
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
         ) {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            // Whole seconds, rounded up.
+            let seconds = self.retry_after.as_millis().div_ceil(1000).max(1);
+            headers.insert(
+                header::RETRY_AFTER,
+                HeaderValue::from(u64::try_from(seconds).unwrap_or(60)),
+            );
         }
         response
     }
-}
-
-/// Middleware: an id for the request, a span, a deadline.
-pub(super) async fn around(request: Request, next: Next) -> Response {
-    let id = request_id(&request);
-    let span = tracing::debug_span!(
-        "request",
-        request_id = id.to_str().unwrap_or_default(),
-        method = %request.method(),
-        path = request.uri().path(),
-    );
-    let started = monotonic();
-    let handled = tokio::time::timeout(DEADLINE, next.run(request)).instrument(span.clone());
-    let mut response = handled.await.unwrap_or_else(|_| {
-        ApiError::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "deadline_exceeded",
-            format!(
-                "the request was not answered within {} s; it may or may not have taken effect, repeat it",
-                DEADLINE.as_secs()
-            ),
-        )
-        .into_response()
-    });
-    response.headers_mut().insert(REQUEST_ID, id);
-    let status = response.status().as_u16();
-    let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    span.in_scope(|| tracing::debug!(status, elapsed_ms, "answered"));
-    response
-}
-
-/// The client's own id where it is short and printable, else one that no other request of this process has.
-fn request_id(request: &Request) -> HeaderValue {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    if let Some(id) = request.headers().get(REQUEST_ID)
-        && !id.is_empty()
-        && id.len() <= REQUEST_ID_MAX
-        && id
-            .to_str()
-            .is_ok_and(|id| id.bytes().all(|byte| byte.is_ascii_graphic()))
-    {
-        return id.clone();
-    }
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let id = format!("{:08x}-{count:x}", std::process::id());
-    HeaderValue::from_str(&id).expect("hexadecimal digits and a dash")
 }
 
 pub(super) async fn no_route(uri: Uri) -> ApiError {

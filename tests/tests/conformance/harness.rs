@@ -25,13 +25,20 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) async fn start() -> anyhow::Result<Self> {
-        Self::start_in(tempfile::tempdir()?).await
+        Self::start_with(|_| {}).await
     }
 
-    async fn start_in(dir: tempfile::TempDir) -> anyhow::Result<Self> {
+    /// With a configuration of its own.
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> anyhow::Result<Self> {
+        Self::start_in(tempfile::tempdir()?, change).await
+    }
+
+    async fn start_in(dir: tempfile::TempDir, change: impl FnOnce(&mut Config)) -> anyhow::Result<Self> {
         // Every test of the process wants the same one; the first installs it.
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
-        let running = Scheduler::start(config(dir.path())).await?;
+        let mut config = config(dir.path());
+        change(&mut config);
+        let running = Scheduler::start(config).await?;
         let platform = running.scheduler().identity().platform_token(Timestamp::now())?;
         Ok(Self {
             running,
@@ -42,7 +49,7 @@ impl Stage {
 
     pub(crate) async fn restart(self) -> anyhow::Result<Self> {
         self.running.shutdown().await;
-        Self::start_in(self.dir).await
+        Self::start_in(self.dir, |_| {}).await
     }
 
     pub(crate) async fn stop(self) {

@@ -3,14 +3,18 @@
 //!
 //! `bad_input` holds the answers to everything that is refused: one clear error with all faults, and nothing changed.
 
+mod absurd;
 mod aggregates;
 mod bad_input;
 mod containers;
 mod events;
 mod harness;
 mod idempotency;
+mod limits;
+mod operations;
 mod plans;
 mod protocol;
+mod watch;
 
 use harness::{CLUSTER, Stage, cluster_body, container_body, read};
 use horizon_client_sdk::types;
