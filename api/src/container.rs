@@ -80,9 +80,11 @@ impl Resources {
 
 /// How many of a container's replicas may be out of service on account of a drain or of room made for a rollout. Berth's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct DisruptionBudget {
     /// Those that are out for other reasons count. 0: none is ever taken away so.
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 10_000))]
     pub max_unavailable: u32,
 }
 

@@ -438,6 +438,11 @@ impl Event {
     }
 }
 
+/// Characters of an event's message at most.
+const MESSAGE_LEN_MAX: usize = 8192;
+/// Of an event as JSON: a cluster keeps a thousand of them in memory.
+const EVENT_BYTES_MAX: usize = 32 << 10;
+
 /// Reads an event of a node.
 ///
 /// # Errors
@@ -456,7 +461,10 @@ pub fn event(cursor: &Cursor<'_>) -> Option<Event> {
     };
     let event_id = cursor.member("eventId").text_sized(1..=512);
     let kind = cursor.member("type").word(&EventType::WORDS);
-    let message = cursor.member("message").text();
+    let message = cursor.member("message").text_sized(0..=MESSAGE_LEN_MAX);
+    if cursor.raw()?.to_string().len() > EVENT_BYTES_MAX {
+        cursor.fault(format!("is larger than {EVENT_BYTES_MAX} bytes; tell less"));
+    }
     let first_timestamp = time("firstTimestamp");
     let last_timestamp = time("lastTimestamp");
     let count = cursor.member("count").count(1..=u32::MAX);

@@ -141,6 +141,7 @@ pub struct Wait {
 
 /// What a replica's HTTP server does, averaged since the last report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct HttpUsage {
     /// Thousandths of requests in flight.

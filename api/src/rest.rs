@@ -17,6 +17,8 @@ pub mod cluster;
 pub mod container;
 mod contradiction;
 pub(crate) mod declaration;
+#[cfg(test)]
+mod edges;
 pub mod node;
 pub mod operator;
 mod pattern;

@@ -248,7 +248,7 @@ fn default_heartbeat_ms() -> u64 {
 }
 
 /// Keys of the file, for the list of unknown ones.
-const KEYS: [&str; 15] = [
+const KEYS: &[&str] = &[
     "data_dir",
     "listen",
     "link_listen",
@@ -287,7 +287,7 @@ const AUTOSCALE_KEYS: [&str; 5] = [
     "down_seconds",
 ];
 /// Tables of the file and their keys.
-const TABLES: [(&str, &[&str]); 5] = [
+const TABLES: &[(&str, &[&str])] = &[
     ("limits", &LIMIT_KEYS),
     ("capacity", &CAPACITY_KEYS),
     ("autoscale", &AUTOSCALE_KEYS),
@@ -455,7 +455,7 @@ fn unknown_keys(table: &toml::Table) -> Vec<Fault> {
     let top = table
         .keys()
         .filter(|key| !KEYS.contains(&key.as_str()))
-        .map(|key| unknown(key.clone(), &KEYS));
+        .map(|key| unknown(key.clone(), KEYS));
     let inner = TABLES.iter().flat_map(|(name, known)| {
         let keys = table
             .get(*name)

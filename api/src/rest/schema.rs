@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::node::HeartbeatRequest;
 use crate::cluster::Gpu;
-use crate::container::{LoadBalancerTarget, ProbeMethod, ServiceAccountTarget};
+use crate::container::{DisruptionBudget, LoadBalancerTarget, ProbeMethod, ServiceAccountTarget};
 use crate::id::{ContainerName, GroupId};
 use crate::units::{Cpu, SizeText};
 use crate::volume::{OrdinalVolume, SharedMount};
@@ -106,6 +106,8 @@ pub struct CreateContainerRequest {
     pub shared_mounts: Option<Vec<SharedMount>>,
     /// Berth's addition: names of the containers and resources this one may use.
     pub links: Option<Vec<String>>,
+    /// Berth's addition: how many replicas a drain may take away at a time.
+    pub disruption_budget: Option<DisruptionBudget>,
 }
 
 /// A port of a replica.
@@ -147,6 +149,8 @@ pub struct UpdateContainerRequest {
     pub shared_mounts: Option<Vec<SharedMount>>,
     /// Berth's addition.
     pub links: Option<Vec<String>>,
+    /// Berth's addition; null removes it.
+    pub disruption_budget: Option<DisruptionBudget>,
 }
 
 /// Body of `PATCH /clusters/{c}`.
