@@ -149,6 +149,14 @@ async fn aggregates_sum_over_clusters() -> anyhow::Result<()> {
         );
         assert!(issue.message.contains("general"), "{}", issue.message);
     }
+    stage.stop().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_container_and_the_machines_are_told_by_cluster() -> anyhow::Result<()> {
+    let stage = Stage::start().await?;
+    two_clusters(&stage).await?;
     let rows: types::AggregateContainerResponse = read(get(&stage, "/aggregate/containers/reader").await?);
     assert_eq!(
         (rows.container_name.as_str(), rows.deployments.len()),

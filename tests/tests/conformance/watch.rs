@@ -75,10 +75,11 @@ async fn a_scheduler_that_stops_answers_what_waits() -> anyhow::Result<()> {
     let token = stage.create_cluster().await?.management_token;
     let at = revision(&stage, &token, BASE).await?;
     let url = format!("http://{}{BASE}?watch={at}", stage.running.rest_addr);
-    let waiting = tokio::spawn(reqwest::Client::new().get(url).bearer_auth(&token).send());
+    let mut waiting = tokio::task::JoinSet::new();
+    waiting.spawn(reqwest::Client::new().get(url).bearer_auth(&token).send());
     tokio::time::sleep(Duration::from_millis(300)).await;
     stage.stop().await;
-    let response = waiting.await??;
+    let response = waiting.join_next().await.expect("one was spawned")??;
     assert_eq!(response.status().as_u16(), 200);
     Ok(())
 }
