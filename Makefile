@@ -11,8 +11,9 @@ PACK_IMAGE := target/release/pack-image
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 SECONDS ?= 60
+SEEDS ?= 0..2000
 
-.PHONY: help demo test bench bench-placement bench-autoscale fuzz fuzz-api lint build clean setup-build setup-demo setup-test
+.PHONY: help demo test bench bench-placement bench-autoscale sim fuzz fuzz-api lint build clean setup-build setup-demo setup-test
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,6 +32,9 @@ bench-autoscale: setup-build ## Play loads against the rule of scaling and that 
 
 bench-placement: setup-build ## Measure placement against published results and bounds; writes docs/placement-report.md.
 	benches/placement.sh
+
+sim: setup-build ## Simulate whole clusters under faults, one run for each seed of SEEDS (0..2000).
+	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --locked -p berth-tests --test simulation -- --nocapture clusters_keep
 
 fuzz-api: setup-build ## Drive a scheduler by its own OpenAPI description for SECONDS (60), with invalid requests too.
 	scripts/fuzz-api.sh $(SECONDS)

@@ -114,6 +114,18 @@ pub struct Summary {
     pub virtual_ms: u64,
 }
 
+impl Summary {
+    /// Adds what another run, or several of them, did.
+    pub fn add(&mut self, other: &Self) {
+        self.events += other.events;
+        self.entries += other.entries;
+        self.starts += other.starts;
+        self.faults += other.faults;
+        self.operations += other.operations;
+        self.virtual_ms += other.virtual_ms;
+    }
+}
+
 /// A rule that a run broke.
 #[derive(Debug, Clone)]
 pub struct Failure {

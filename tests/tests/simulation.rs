@@ -22,26 +22,40 @@ fn seeds() -> Range<u64> {
     number(from)..number(to)
 }
 
-#[test]
-fn clusters_keep_their_rules_whatever_the_seed() {
+/// Runs so many seeds side by side.
+const THREADS: usize = 2;
+
+/// Every `THREADS`th seed, from the one at `first` on; stops after a few failures.
+fn run_every(seeds: Range<u64>, first: usize) -> (Summary, Vec<Box<Failure>>) {
     let mut total = Summary::default();
     let mut failures: Vec<Box<Failure>> = vec![];
-    for seed in seeds() {
+    for seed in seeds.skip(first).step_by(THREADS) {
         match run(seed, Options::default()) {
-            Ok(summary) => {
-                total.events += summary.events;
-                total.entries += summary.entries;
-                total.starts += summary.starts;
-                total.faults += summary.faults;
-                total.operations += summary.operations;
-                total.virtual_ms += summary.virtual_ms;
-            }
+            Ok(summary) => total.add(&summary),
             Err(failure) => failures.push(failure),
         }
         if failures.len() >= 5 {
             break;
         }
     }
+    (total, failures)
+}
+
+#[test]
+fn clusters_keep_their_rules_whatever_the_seed() {
+    let mut total = Summary::default();
+    let mut failures: Vec<Box<Failure>> = vec![];
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..THREADS)
+            .map(|first| scope.spawn(move || run_every(seeds(), first)))
+            .collect();
+        for run in runs {
+            let (summary, failed) = run.join().expect("a run that panics fails the test");
+            total.add(&summary);
+            failures.extend(failed);
+        }
+    });
+    failures.sort_by_key(|failure| failure.seed);
     println!("{total:?}");
     for failure in &failures {
         println!("{failure}\n");
