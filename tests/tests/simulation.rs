@@ -26,13 +26,13 @@ fn seeds() -> Range<u64> {
 const THREADS: usize = 2;
 
 /// Every `THREADS`th seed, from the one at `first` on; stops after a few failures.
-fn run_every(seeds: Range<u64>, first: usize) -> (Summary, Vec<Box<Failure>>) {
+fn run_every(seeds: Range<u64>, first: usize) -> (Summary, Vec<Failure>) {
     let mut total = Summary::default();
-    let mut failures: Vec<Box<Failure>> = vec![];
+    let mut failures = vec![];
     for seed in seeds.skip(first).step_by(THREADS) {
         match run(seed, Options::default()) {
             Ok(summary) => total.add(&summary),
-            Err(failure) => failures.push(failure),
+            Err(failure) => failures.push(*failure),
         }
         if failures.len() >= 5 {
             break;
@@ -44,7 +44,7 @@ fn run_every(seeds: Range<u64>, first: usize) -> (Summary, Vec<Box<Failure>>) {
 #[test]
 fn clusters_keep_their_rules_whatever_the_seed() {
     let mut total = Summary::default();
-    let mut failures: Vec<Box<Failure>> = vec![];
+    let mut failures = vec![];
     std::thread::scope(|scope| {
         let runs: Vec<_> = (0..THREADS)
             .map(|first| scope.spawn(move || run_every(seeds(), first)))
