@@ -343,6 +343,8 @@ struct Commit {
 #[derive(Debug)]
 struct Flight {
     machine: usize,
+    /// Of the daemon that began it: another one neither cancels it nor hears of its end.
+    life: u64,
     id: ReplicaId,
     step: Step,
     /// What the machine is going to answer, decided when the step began or when its effect took place.

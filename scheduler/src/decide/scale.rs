@@ -44,6 +44,9 @@ fn declared(number: u32) -> berth_api::container::ContainerSpec {
 fn world() -> World {
     let mut spec = cluster();
     spec.container_cidr = "10.128.0.0/12".parse().unwrap();
+    for group in &mut spec.capacity_groups {
+        group.max_size = 2 * MACHINES;
+    }
     let at = now().wall;
     let mut world = World::create(&Entry::ClusterCreated {
         spec,

@@ -426,6 +426,14 @@ impl Checkers {
             .is_some_and(|process| process.is_stubborn)
     }
 
+    /// A delete is under way that undoes a start which was never confirmed. It is not taken back when another daemon finds
+    /// the process and keeps it.
+    pub(super) fn delete_began(&mut self, pid: u32) {
+        if let Some(process) = self.processes.get_mut(&pid).filter(|process| !process.is_known) {
+            process.is_termed = true;
+        }
+    }
+
     /// A daemon ends a process: it must have been told to, or have a reason of its own.
     pub(super) fn ended_by_daemon(&mut self, pid: u32, how: &str) {
         let Some(process) = self.processes.get_mut(&pid) else {

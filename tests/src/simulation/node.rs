@@ -519,9 +519,15 @@ impl Simulation {
         let daemon = self.machines[machine].daemon.as_mut().expect("its life goes on");
         let is_cancelled = daemon.cancelled.remove(&id);
         let result = is_cancelled.then_some(Ok(Outcome::Cancelled));
+        if matches!(step, Step::Delete)
+            && let Some(pid) = self.machines[machine].host.running_pid(&id)
+        {
+            self.checkers.delete_began(pid);
+        }
         let (until_effect, until_end) = self.weather.durations(&mut self.chance, &step);
         let flight = Flight {
             machine,
+            life,
             id: id.clone(),
             fails: self.weather.step_fails(&mut self.chance),
             step,
@@ -549,10 +555,11 @@ impl Simulation {
     }
 
     fn cancel(&mut self, machine: usize, id: &ReplicaId) {
-        let under_way = self
-            .flights
-            .iter_mut()
-            .find(|(_, flight)| flight.machine == machine && flight.id == *id && flight.result.is_none());
+        let life = self.machines[machine].life;
+        let is_meant = |flight: &Flight| {
+            (flight.machine, flight.life, &flight.id) == (machine, life, id) && flight.result.is_none()
+        };
+        let under_way = self.flights.iter_mut().find(|(_, flight)| is_meant(flight));
         let Some((number, flight)) = under_way else {
             if let Some(daemon) = &mut self.machines[machine].daemon {
                 daemon.cancelled.insert(id.clone());
@@ -560,7 +567,7 @@ impl Simulation {
             return;
         };
         flight.result = Some(Ok(Outcome::Cancelled));
-        let (flight, life, id) = (*number, self.machines[machine].life, id.clone());
+        let (flight, id) = (*number, id.clone());
         let delay = self.chance.range(1..=20);
         self.after(
             delay,
