@@ -175,15 +175,18 @@ impl Containerd {
     }
 
     pub(crate) fn plan_of(&self, id: &str, image: &PulledImage, input: &SpecInput) -> ContainerPlan {
-        let output = self.output(id);
-        fs::write(&output, "").unwrap();
+        // Two files: the shim of containerd 1.6 may close one that both streams share when the first of them ends, and
+        // then loses what the other one says.
+        let (stdout, stderr) = (self.output(id), self.errors(id));
+        fs::write(&stdout, "").unwrap();
+        fs::write(&stderr, "").unwrap();
         ContainerPlan {
             id: id.into(),
             labels: BTreeMap::from([("berth.dev/replica-id".into(), id.into())]),
             image: image.clone(),
             spec: spec::oci_spec(input).unwrap(),
-            stdout: output.clone(),
-            stderr: output,
+            stdout,
+            stderr,
             cgroup_path: self.cgroup(id),
         }
     }
@@ -192,8 +195,14 @@ impl Containerd {
         self.directory.path().join(format!("{id}.out"))
     }
 
+    fn errors(&self, id: &str) -> PathBuf {
+        self.directory.path().join(format!("{id}.err"))
+    }
+
+    /// What a container wrote to standard output, and behind it what it wrote to standard error.
     pub(crate) fn read_output(&self, id: &str) -> String {
-        fs::read_to_string(self.output(id)).unwrap()
+        let both = [self.output(id), self.errors(id)].map(|path| fs::read_to_string(path).unwrap());
+        both.concat()
     }
 
     /// A network namespace made once per containerd.

@@ -13,7 +13,7 @@ async fn runs_a_container_and_leaves_nothing() {
     let runtime = containerd.runtime();
     let image = containerd.busybox(&runtime).await;
     let mut events = runtime.subscribe();
-    // The shim copies the two streams one beside the other: only within one is there an order.
+    // Only within one stream is there an order.
     let script = "exec 2>&1; echo $GREETING; hostname; id -u; cat /proc/self/status | grep -E 'NoNewPrivs|Seccomp:|CapBnd'; \
                   cat /data/f; echo x > /models/f || echo refused; unshare -r true || echo no namespaces; \
                   mount -t tmpfs t /tmp || echo no mounts; cat /proc/kcore | wc -c; cat /etc/hostname; exit 7";

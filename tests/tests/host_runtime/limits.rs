@@ -81,7 +81,6 @@ async fn cpu_and_processes_are_capped_and_change_while_it_runs() {
     // It would take the processors from what follows.
     runtime.delete("busy").await.unwrap();
 
-    // runc's own threads count until it has become the shell: with a limit near their number it may die of it.
     let mut forks = containerd.input(
         "forks",
         &image,
