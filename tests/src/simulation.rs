@@ -21,6 +21,7 @@
 mod chance;
 mod checkers;
 mod host;
+mod link;
 mod node;
 mod operator;
 mod scheduler;

@@ -9,21 +9,18 @@ use berth_api::machine::MachineSpec;
 use berth_api::time::Timestamp;
 use berth_node::clock::{BootTime, Now};
 use berth_node::health::{ProbeReport, ProbeState};
-use berth_node::host::{Exit, Observed, Signal};
-use berth_node::plan::{Changed, Identity, NodeCore, ObservationToken, Output, Restored, Runtime, Write};
+use berth_node::host::{Exit, Observed};
+use berth_node::plan::{Changed, Identity, NodeCore, ObservationToken, Output, Restored, Write};
 use berth_node::replica::{Outcome, Step};
 
 use super::host::Host;
-use super::{Commit, Down, Event, Flight, Mutation, Simulation, Up};
+use super::link::HEARTBEAT_MS;
+use super::{Commit, Event, Flight, Simulation, Up};
 
 /// The first day of the simulated world, in Unix milliseconds.
 const EPOCH_MS: u64 = 1_800_000_000_000;
 const OBSERVE_EVERY_MS: u64 = 30_000;
 const OBSERVE_AGAIN_MS: u64 = 2_000;
-pub(super) const HEARTBEAT_MS: u64 = 2_000;
-pub(super) const SILENCE_MS: u64 = 3 * HEARTBEAT_MS;
-/// A daemon dials without having read its machine after this.
-const HELLO_ANYWAY_MS: u64 = 10_000;
 
 /// A machine with everything on it.
 #[expect(clippy::struct_excessive_bools, reason = "independent faults of one machine")]
@@ -42,8 +39,8 @@ pub(super) struct Machine {
     pub(super) is_cut_up: bool,
     pub(super) is_cut_down: bool,
     /// When the last message under way arrives: a stream keeps its order.
-    up_at: u64,
-    down_at: u64,
+    pub(super) up_at: u64,
+    pub(super) down_at: u64,
 }
 
 /// What is on disk. Rows are kept as the text that the real ledger stores.
@@ -57,16 +54,16 @@ struct Ledger {
 /// A running daemon.
 pub(super) struct Daemon {
     pub(super) core: NodeCore,
-    started_at: u64,
-    storing: Position,
+    pub(super) started_at: u64,
+    pub(super) storing: Position,
     committed_at: u64,
     is_observing: bool,
     observe_wanted: bool,
     observe_at: u64,
     turn_at: Option<u64>,
     pub(super) session: Option<u64>,
-    heard_at: u64,
-    is_status_due: bool,
+    pub(super) heard_at: u64,
+    pub(super) is_status_due: bool,
     probes: BTreeMap<(ReplicaId, u32), (ProbeState, u32)>,
     /// Steps given up before they began.
     cancelled: BTreeSet<ReplicaId>,
@@ -125,7 +122,7 @@ impl Simulation {
         }
     }
 
-    fn is_life(&self, machine: usize, life: u64) -> bool {
+    pub(super) fn is_life(&self, machine: usize, life: u64) -> bool {
         self.machines[machine].life == life && self.machines[machine].daemon.is_some()
     }
 
@@ -228,214 +225,9 @@ impl Simulation {
         self.turn(machine);
     }
 
-    // The link.
-
-    pub(super) fn dial(&mut self, machine: usize, life: u64) {
-        if !self.is_life(machine, life) {
-            return;
-        }
-        let dialling = &self.machines[machine];
-        let daemon = dialling.daemon.as_ref().expect("its life goes on");
-        if daemon.session.is_some() {
-            return;
-        }
-        let is_blind = *daemon.core.runtime() == Runtime::Unknown;
-        if is_blind && self.now < daemon.started_at + HELLO_ANYWAY_MS {
-            return self.after(100, Event::Dial { machine, life });
-        }
-        if dialling.is_cut_up || dialling.is_cut_down || !self.scheduler.is_up {
-            let delay = self.chance.range(300..=1500);
-            return self.after(delay, Event::Dial { machine, life });
-        }
-        let position = daemon.core.position();
-        self.scheduler.last_session += 1;
-        let (session, now) = (self.scheduler.last_session, self.now);
-        let daemon = self.machines[machine].daemon.as_mut().expect("as above");
-        daemon.session = Some(session);
-        daemon.heard_at = now;
-        self.machines[machine].up_at = now;
-        self.machines[machine].down_at = now;
-        self.send_up(machine, Up::Hello { position });
-        self.send_status(machine);
-    }
-
-    pub(super) fn link_check(&mut self, machine: usize, life: u64) {
-        if !self.is_life(machine, life) {
-            return;
-        }
-        let now = self.now;
-        let daemon = self.machines[machine].daemon.as_mut().expect("its life goes on");
-        let silent_ms = now - daemon.heard_at;
-        if daemon.session.is_some() && silent_ms > SILENCE_MS {
-            daemon.session = None;
-            self.note(|| format!("m{machine} the scheduler is silent"));
-            self.after(500, Event::Dial { machine, life });
-        }
-        if self.options.mutation == Some(Mutation::StopWhenSilent) && silent_ms > 2 * SILENCE_MS {
-            let running: Vec<ReplicaId> = self.machines[machine].host.containers.keys().cloned().collect();
-            for id in running {
-                self.signal(machine, &id, Signal::Term);
-            }
-        }
-        self.after(HEARTBEAT_MS, Event::LinkCheck { machine, life });
-    }
-
-    pub(super) fn heartbeat(&mut self, machine: usize, life: u64) {
-        if self.is_life(machine, life) {
-            self.send_status(machine);
-            self.after(HEARTBEAT_MS, Event::Heartbeat { machine, life });
-        }
-    }
-
-    pub(super) fn status_due(&mut self, machine: usize, life: u64) {
-        if self.is_life(machine, life) {
-            if let Some(daemon) = &mut self.machines[machine].daemon {
-                daemon.is_status_due = false;
-            }
-            self.send_status(machine);
-        }
-    }
-
-    fn send_status(&mut self, machine: usize) {
-        let Some(daemon) = &self.machines[machine].daemon else {
-            return;
-        };
-        let (replicas, unlisted) = (daemon.core.status().to_vec(), daemon.core.unlisted());
-        self.send_up(machine, Up::Status { replicas, unlisted });
-    }
-
-    fn send_up(&mut self, machine: usize, message: Up) {
-        let Some(session) = self.machines[machine]
-            .daemon
-            .as_ref()
-            .and_then(|daemon| daemon.session)
-        else {
-            return;
-        };
-        let at =
-            (self.now + self.chance.range(1..=self.weather.delay_max_ms())).max(self.machines[machine].up_at);
-        self.machines[machine].up_at = at;
-        self.at(
-            at,
-            Event::ToScheduler {
-                machine,
-                session,
-                message,
-            },
-        );
-    }
-
-    /// Keeps a message of a cut line for later, in its order.
-    pub(super) fn hold_up(&mut self, machine: usize, session: u64, message: Up) {
-        let at = (self.now + 500).max(self.machines[machine].up_at);
-        self.machines[machine].up_at = at;
-        self.at(
-            at,
-            Event::ToScheduler {
-                machine,
-                session,
-                message,
-            },
-        );
-    }
-
-    pub(super) fn send_down(&mut self, machine: usize, session: u64, message: Down) {
-        let delay = self.chance.range(1..=self.weather.delay_max_ms());
-        self.push_down(machine, session, message, delay);
-    }
-
-    fn push_down(&mut self, machine: usize, session: u64, message: Down, delay: u64) {
-        let at = (self.now + delay).max(self.machines[machine].down_at);
-        self.machines[machine].down_at = at;
-        self.at(
-            at,
-            Event::ToNode {
-                machine,
-                session,
-                message,
-            },
-        );
-    }
-
-    pub(super) fn node_hears(&mut self, machine: usize, session: u64, message: Down) {
-        let now = self.now;
-        let is_cut = self.machines[machine].is_cut_down;
-        let Some(daemon) = &mut self.machines[machine].daemon else {
-            return;
-        };
-        if daemon.session != Some(session) {
-            return;
-        }
-        if is_cut {
-            return self.push_down(machine, session, message, 500);
-        }
-        daemon.heard_at = now;
-        match message {
-            Down::Ping => {}
-            Down::End => {
-                daemon.session = None;
-                let life = self.machines[machine].life;
-                let delay = self.chance.range(100..=1000);
-                self.after(delay, Event::Dial { machine, life });
-            }
-            Down::StopConfirmed(ids) => {
-                self.note(|| format!("m{machine} is told that stops are confirmed: {ids:?}"));
-                self.checkers.stop_confirmed(machine, &ids);
-                if let Some(daemon) = &mut self.machines[machine].daemon {
-                    daemon.core.confirm_stops(&ids);
-                }
-                self.turn(machine);
-            }
-            Down::Set { position, bytes } => {
-                daemon.received.push((position, bytes.clone()));
-                self.offered(machine, position, bytes);
-            }
-        }
-    }
-
-    /// A set comes: stored first, then accepted, then acknowledged.
-    pub(super) fn offered(&mut self, machine: usize, position: Position, bytes: Vec<u8>) {
-        let is_deaf = self.options.mutation == Some(Mutation::Deaf);
-        let Some(daemon) = &mut self.machines[machine].daemon else {
-            return;
-        };
-        if is_deaf && daemon.core.has_set() {
-            return;
-        }
-        let is_repeated = daemon.core.has_set() && daemon.core.position() == position;
-        match daemon.core.check(&bytes, &position, &daemon.storing) {
-            Ok(_) if is_repeated => self.send_up(
-                machine,
-                Up::Ack {
-                    position,
-                    refused: false,
-                },
-            ),
-            Ok(_) => {
-                daemon.storing = position;
-                let commit = Commit {
-                    writes: vec![],
-                    steps: vec![],
-                    set: Some((bytes, position)),
-                };
-                self.commit(machine, commit);
-            }
-            Err(refusal) => {
-                self.note(|| format!("m{machine} refuses a set: {refusal}"));
-                self.send_up(
-                    machine,
-                    Up::Ack {
-                        position,
-                        refused: true,
-                    },
-                );
-            }
-        }
-    }
-
     // The ledger.
 
-    fn commit(&mut self, machine: usize, commit: Commit) {
+    pub(super) fn commit(&mut self, machine: usize, commit: Commit) {
         let life = self.machines[machine].life;
         let delay = self.chance.range(0..=8);
         let Some(daemon) = &mut self.machines[machine].daemon else {
@@ -652,7 +444,7 @@ impl Simulation {
     }
 
     /// Decides and acts.
-    fn turn(&mut self, machine: usize) {
+    pub(super) fn turn(&mut self, machine: usize) {
         let now = self.node_now(machine);
         let Some(daemon) = &mut self.machines[machine].daemon else {
             return;

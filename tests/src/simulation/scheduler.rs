@@ -19,7 +19,8 @@ use berth_scheduler::status::container_state;
 use berth_scheduler::world::{Now, Observed, Readiness, World};
 
 use super::checkers::Checkers;
-use super::node::{HEARTBEAT_MS, Machine, SILENCE_MS, cluster_id};
+use super::link::{HEARTBEAT_MS, SILENCE_MS};
+use super::node::{Machine, cluster_id};
 use super::{Down, Event, Mutation, Rule, Simulation, Up};
 
 /// The scheduler process and its store.
