@@ -11,7 +11,7 @@ use berth_api::rest::cluster::CapacityReason;
 use berth_api::rest::container::changes;
 use berth_api::time::Timestamp;
 
-use crate::autoscale;
+use crate::autoscale::Metric;
 use crate::entry::{CapacityWish, ContainerScaled, Entry, MachineHealthState, Placed};
 use crate::liveness::Freeze;
 use crate::world::{Observed, World};
@@ -106,7 +106,7 @@ fn rescaled(world: &World, scaled: &ContainerScaled) -> Option<Event> {
         EventDetails::ScaledUp {
             replicas_added: u64::from(count - before),
             new_replica_count: count.into(),
-            trigger_metric: if autoscale::is_memory(scaled.metric) {
+            trigger_metric: if scaled.metric == Some(Metric::Memory) {
                 TriggerMetric::Memory
             } else {
                 TriggerMetric::Cpu

@@ -29,7 +29,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use cluster::is_memory;
 pub use cluster::{describe, entries, observe};
 
 /// Thousandths of a whole.
@@ -310,14 +309,11 @@ fn wanted(measured: &Measured, ahead: u64, serving: u64, current: u32, tunables:
 
 /// Latency only ever asks for more.
 fn latency(targets: &Targets, readings: &[Reading], serving: u64, tunables: &Tunables, look: &mut Look) {
-    let Some(limit) = targets.of(Metric::HttpLatency) else {
-        return;
-    };
     let Some(measured) = measure(Metric::HttpLatency, targets, readings, tunables) else {
         return;
     };
     look.may_shrink &= measured.average < LATENCY_NEAR_PERMILLE;
-    if limit > 0 && measured.average > WHOLE + tunables.tolerance_permille {
+    if measured.average > WHOLE + tunables.tolerance_permille {
         let harder = scaled(serving, measured.average.min(2 * WHOLE), WHOLE);
         look.propose(
             replicas(harder.max(serving + 1)),
@@ -418,10 +414,7 @@ impl History {
         if may_shrink && down < bounded {
             return last.advice(down.max(targets.min));
         }
-        Advice {
-            count: bounded,
-            ..last.advice(bounded)
-        }
+        last.advice(bounded)
     }
 
     /// The demand of [`Tunables::lead_ms`] ahead, or 0 when no rise is certain. By least squares over the window, the

@@ -7,7 +7,7 @@ use berth_api::id::ContainerName;
 use berth_api::replica::Usage;
 use berth_api::time::Timestamp;
 
-use super::{History, Metric, Reading, Targets, Tunables, WHOLE, look, scaled};
+use super::{History, Reading, Targets, Tunables, WHOLE, look, scaled};
 use crate::entry::{ContainerScaled, Entry};
 use crate::world::{Container, Now, Observed, Readiness, Replica, World};
 
@@ -157,9 +157,4 @@ pub fn describe(history: &History, container: &Container) -> Option<String> {
         "{metric} is at {percent} % of its target, which asks for {} replicas{held}",
         look.count
     ))
-}
-
-/// Whether a metric has a word of its own on the wire; the others are told as processor time.
-pub(crate) fn is_memory(metric: Option<Metric>) -> bool {
-    metric == Some(Metric::Memory)
 }
