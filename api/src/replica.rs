@@ -199,5 +199,27 @@ pub struct ReplicaStatus {
     pub usage: Option<Usage>,
 }
 
+impl ReplicaStatus {
+    /// Of a replica in its first run, about which nothing else is known; ready exactly when it is healthy.
+    #[must_use]
+    pub fn new(replica_id: ReplicaId, phase: Phase) -> Self {
+        Self {
+            replica_id,
+            phase,
+            ready: phase == Phase::Healthy,
+            revision: String::new(),
+            run: 1,
+            pid: None,
+            started_at: None,
+            wait: None,
+            cause: None,
+            failed_at: None,
+            recent_crashes: 0,
+            consecutive_failures: 0,
+            usage: None,
+        }
+    }
+}
+
 /// From this many crashes without five good minutes between them on, a replica is in a crash loop.
 pub const CRASH_LOOP_MIN: u32 = 3;

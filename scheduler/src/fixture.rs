@@ -324,19 +324,10 @@ impl Town {
                 Some(_) => Phase::Healthy,
             };
             let status = ReplicaStatus {
-                replica_id: assignment.replica_id.clone(),
-                phase,
-                ready: phase == Phase::Healthy,
                 revision: assignment.digest().to_string(),
-                run: 1,
-                pid: None,
-                started_at: None,
-                wait: None,
                 cause: (phase == Phase::Backoff).then_some(Cause::Exit { code: 1 }),
-                failed_at: None,
-                recent_crashes: 0,
-                consecutive_failures: 0,
                 usage: self.usage,
+                ..ReplicaStatus::new(assignment.replica_id.clone(), phase)
             };
             running.insert(assignment.replica_id.clone(), status);
         }

@@ -286,18 +286,7 @@ fn status_of(id: &ReplicaId, metrics: &ReplicaMetrics, revision: Option<&Digest>
         (WireReplicaStatus::Failed, _) => Phase::Backoff,
     };
     ReplicaStatus {
-        replica_id: id.clone(),
-        phase,
-        ready: phase == Phase::Healthy,
         revision: revision.map(ToString::to_string).unwrap_or_default(),
-        run: 1,
-        pid: None,
-        started_at: None,
-        wait: None,
-        cause: None,
-        failed_at: None,
-        recent_crashes: 0,
-        consecutive_failures: 0,
         usage: Some(Usage {
             cpu: cpu_of_cores(metrics.cpu_usage),
             memory: Bytes::new(metrics.memory_used_bytes),
@@ -306,6 +295,7 @@ fn status_of(id: &ReplicaId, metrics: &ReplicaMetrics, revision: Option<&Digest>
                 latency_p95_us: (http.total_requests > 0).then(|| millionths(http.latency_p95_ms / 1000.0)),
             }),
         }),
+        ..ReplicaStatus::new(id.clone(), phase)
     }
 }
 

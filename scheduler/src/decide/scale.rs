@@ -103,21 +103,7 @@ fn observed(world: &World) -> Observed {
     let mut observed = Observed::new(0);
     for id in world.machines().keys() {
         let replicas = world.replicas_on(id).map(|replica| {
-            let status = ReplicaStatus {
-                replica_id: replica.replica_id.clone(),
-                phase: Phase::Healthy,
-                ready: true,
-                revision: String::new(),
-                run: 1,
-                pid: None,
-                started_at: None,
-                wait: None,
-                cause: None,
-                failed_at: None,
-                recent_crashes: 0,
-                consecutive_failures: 0,
-                usage: None,
-            };
+            let status = ReplicaStatus::new(replica.replica_id.clone(), Phase::Healthy);
             (replica.replica_id.clone(), status)
         });
         let machine = ObservedMachine {

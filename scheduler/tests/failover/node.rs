@@ -247,19 +247,8 @@ fn status_of(set: &AssignmentSet) -> Status {
         .replicas
         .iter()
         .map(|assignment| ReplicaStatus {
-            replica_id: assignment.replica_id.clone(),
-            phase: Phase::Healthy,
-            ready: true,
             revision: assignment.digest().to_string(),
-            run: 1,
-            pid: None,
-            started_at: None,
-            wait: None,
-            cause: None,
-            failed_at: None,
-            recent_crashes: 0,
-            consecutive_failures: 0,
-            usage: None,
+            ..ReplicaStatus::new(assignment.replica_id.clone(), Phase::Healthy)
         })
         .collect();
     Status {
