@@ -80,11 +80,13 @@ post /clusters/fuzz%2Fone/containers "$FUZZ_MANAGEMENT_TOKEN" '{"name": "reader"
 # Refused although valid (positive_data_acceptance) is left out: references between members are in no schema.
 # One worker: Python 3.11 parses source in two threads at once wrongly. A watch waits, which is no fault; unknown members and null for absent are taken, which a schema cannot say in general.
 status=0
-SCHEMATHESIS_HOOKS=tests/fuzz-api/hooks.py PYTHONPATH=tests/fuzz-api "$venv/bin/schemathesis" run "$url/openapi.json" \
+hooks=$PWD/tests/fuzz-api
+# It keeps what it remembers of a run in the folder that it is started from.
+(cd "$work" && SCHEMATHESIS_HOOKS=$hooks/hooks.py PYTHONPATH=$hooks "$venv/bin/schemathesis" run "$url/openapi.json" \
   --checks not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance \
   --phases coverage,fuzzing --max-time "$seconds" --continue-on-failure --suppress-health-check all \
   ${SEED:+--seed "$SEED"} --workers 1 --request-timeout 25 --warnings off --output-sanitize true \
-  >"$work/report.txt" 2>&1 || status=$?
+  >"$work/report.txt" 2>&1) || status=$?
 tail -40 "$work/report.txt"
 
 kill -0 "$pid" || { echo "the scheduler has ended:"; tail -20 "$work/scheduler.log"; exit 1; }
