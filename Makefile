@@ -13,7 +13,7 @@ AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 SECONDS ?= 60
 SEEDS ?= 0..2000
 
-.PHONY: help demo test bench bench-placement bench-autoscale sim fuzz fuzz-api lint build clean setup-build setup-demo setup-test
+.PHONY: help demo test bench bench-placement bench-autoscale bench-control sim fuzz fuzz-api lint build clean setup-build setup-demo setup-test
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,10 @@ bench: setup-test build ## Measure what SPECIFICATION.md promises; writes a tabl
 
 bench-autoscale: setup-build ## Play loads against the rule of scaling and that of Kubernetes; prints a table in seconds.
 	cargo run --release --quiet --package berth-benches --bin berth-bench-autoscale
+
+bench-control: setup-build ## Measure sessions, writes, placements, recovery and failover of the scheduler; needs etcd for some.
+	$(CARGO) build --release --locked --workspace --bin berth-scheduler --bin berth-bench-control
+	target/release/berth-bench-control
 
 bench-placement: setup-build ## Measure placement against published results and bounds; writes docs/placement-report.md.
 	benches/placement.sh

@@ -6,6 +6,7 @@
 mod commit;
 mod figures;
 mod instance;
+mod process;
 mod raw;
 mod start;
 
@@ -65,8 +66,8 @@ async fn idle(instance: &Instance, figures: &mut Figures) -> anyhow::Result<()> 
     tokio::time::sleep(SETTLE).await;
     let machine = instance.machine()?;
     let (daemon, keeper) = (machine.daemon_pid, machine.keeper_pid);
-    let before = instance::cpu_time(daemon)?;
-    let keeper_before = instance::cpu_time(keeper)?;
+    let before = process::cpu_time(daemon)?;
+    let keeper_before = process::cpu_time(keeper)?;
     tokio::time::sleep(IDLE).await;
     let percent =
         |used: Duration, before: Duration| 100.0 * (used - before).as_secs_f64() / IDLE.as_secs_f64();
@@ -74,42 +75,42 @@ async fn idle(instance: &Instance, figures: &mut Figures) -> anyhow::Result<()> 
         "berthd_rss_mib",
         "berthd, resident",
         "MiB",
-        instance::rss_mib(daemon)?,
+        process::rss_mib(daemon)?,
         Some(40.0),
     );
     figures.add(
         "berthd_anon_mib",
         "berthd, of it anonymous",
         "MiB",
-        instance::anonymous_mib(daemon)?,
+        process::anonymous_mib(daemon)?,
         None,
     );
     figures.add(
         "berthd_idle_percent",
         "berthd, idle",
         "% of a core",
-        percent(instance::cpu_time(daemon)?, before),
+        percent(process::cpu_time(daemon)?, before),
         Some(1.0),
     );
     figures.add(
         "keeper_rss_mib",
         "keeper, resident",
         "MiB",
-        instance::rss_mib(keeper)?,
+        process::rss_mib(keeper)?,
         Some(4.0),
     );
     figures.add(
         "keeper_anon_mib",
         "keeper, of it anonymous",
         "MiB",
-        instance::anonymous_mib(keeper)?,
+        process::anonymous_mib(keeper)?,
         None,
     );
     figures.add(
         "keeper_idle_percent",
         "keeper, idle",
         "% of a core",
-        percent(instance::cpu_time(keeper)?, keeper_before),
+        percent(process::cpu_time(keeper)?, keeper_before),
         None,
     );
     Ok(())

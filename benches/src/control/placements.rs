@@ -1,0 +1,143 @@
+//! Durable placements per second through one cluster's actor: containers are declared, and every replica has its machine in
+//! the log.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use berth_api::id::ClusterId;
+use berth_api::time::monotonic;
+use berth_scheduler::store::{Sqlite, Store as _};
+use futures::StreamExt as _;
+use futures::stream;
+use serde_json::{Value, json};
+
+use crate::etcd::Etcd;
+use crate::figures::Figures;
+use crate::program::{Cluster, Program, container, registration};
+use crate::{Context, say};
+
+const MACHINES: usize = 400;
+const CONTAINERS: usize = 40;
+const REPLICAS: usize = 20_000;
+/// Records that one durable write of the baseline holds.
+const BATCH: usize = 500;
+const RUNS: usize = 5;
+
+pub(crate) async fn measure(context: &Context, figures: &mut Figures) -> anyhow::Result<()> {
+    let scheduler = &context.scheduler;
+    let program = Program::start(scheduler, &context.work.join("placements"), "").await?;
+    let seconds = best_of_runs(&program, context).await?;
+    drop(program);
+    let raw = raw(context).await?;
+    figures.add(
+        "place_20000_sqlite_s",
+        "20 000 durable placements, SQLite",
+        "s",
+        seconds,
+        Some(1.0),
+    );
+    figures.add(
+        "raw_20000_sqlite_s",
+        "as many records, store alone",
+        "s",
+        raw,
+        None,
+    );
+    figures.add("place_sqlite_ratio", "their ratio", "", seconds / raw, None);
+    let Some(etcd) = Etcd::start(&context.work.join("etcd-placements"), 1)? else {
+        return say("no program etcd: placements on etcd are left out");
+    };
+    let store = format!("store = \"etcd://{}/berth\"", etcd.endpoints());
+    let program = Program::start(scheduler, &context.work.join("placements-etcd"), &store).await?;
+    let seconds = best_of_runs(&program, context).await?;
+    figures.add(
+        "place_20000_etcd_s",
+        "20 000 durable placements, etcd, one member",
+        "s",
+        seconds,
+        Some(4.0),
+    );
+    Ok(())
+}
+
+/// The middle of some runs, each in a cluster of its own.
+async fn best_of_runs(program: &Program, context: &Context) -> anyhow::Result<f64> {
+    let mut seconds = Vec::new();
+    for number in 0..RUNS {
+        seconds.push(run(program, number, context.divisor).await?);
+    }
+    seconds.sort_by(f64::total_cmp);
+    seconds.get(RUNS / 2).copied().context("there are runs")
+}
+
+async fn run(program: &Program, number: usize, divisor: usize) -> anyhow::Result<f64> {
+    let machines = MACHINES / divisor;
+    let replicas = REPLICAS / divisor;
+    let cluster = program
+        .create_cluster(&format!("place-{number}"), machines)
+        .await?;
+    stream::iter(0..machines)
+        .map(|machine| present(program, &cluster, machine))
+        .buffer_unordered(16)
+        .collect::<Vec<anyhow::Result<()>>>()
+        .await
+        .into_iter()
+        .collect::<anyhow::Result<Vec<()>>>()?;
+    let before = program.metric("berth_scheduler_replicas").await?;
+    let begun = monotonic();
+    let path = format!("{}/containers", cluster.path());
+    let declared: Vec<anyhow::Result<Value>> = stream::iter(0..CONTAINERS)
+        .map(|container_number| {
+            let body = container(&format!("c{container_number}"), replicas / CONTAINERS, "0.1");
+            let (path, cluster) = (&path, &cluster);
+            async move { program.post(path, &cluster.management, &body).await }
+        })
+        .buffer_unordered(8)
+        .collect()
+        .await;
+    declared.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    let wanted = before + f64::from(u32::try_from(replicas / CONTAINERS * CONTAINERS)?);
+    program.metric_reaches("berth_scheduler_replicas", wanted).await?;
+    let seconds = begun.elapsed().as_secs_f64();
+    program
+        .ask(reqwest::Method::DELETE, &cluster.path(), &program.token, None)
+        .await?;
+    Ok(seconds)
+}
+
+/// Registers a machine, and lets it be heard once by the plain wire API.
+async fn present(program: &Program, cluster: &Cluster, number: usize) -> anyhow::Result<()> {
+    let machine = format!("m-{number:06}");
+    program
+        .post(
+            "/register",
+            &cluster.machine,
+            &registration(cluster, &machine, number),
+        )
+        .await?;
+    let heartbeat =
+        json!({"clusterId": cluster.id, "machineId": machine, "status": "running", "replicas": {}});
+    program.post("/heartbeat", &cluster.machine, &heartbeat).await?;
+    Ok(())
+}
+
+/// Writes as many records of the same size, nothing decided: seconds.
+async fn raw(context: &Context) -> anyhow::Result<f64> {
+    let store = Sqlite::open(&context.work.join("raw.db"))?;
+    let mut seconds = Vec::new();
+    for number in 0..RUNS {
+        let cluster = ClusterId::new(format!("raw-{number}"))?;
+        let begun = monotonic();
+        let mut seq = 1;
+        // A placement and the event that announces it.
+        for _ in 0..REPLICAS / context.divisor / BATCH {
+            let records = (0..BATCH)
+                .flat_map(|_| [vec![b'p'; 330], vec![b'e'; 420]])
+                .collect();
+            seq = store.append(&cluster, seq, records).await?;
+        }
+        seconds.push(begun.elapsed().max(Duration::from_micros(1)).as_secs_f64());
+    }
+    seconds.sort_by(f64::total_cmp);
+    seconds.get(RUNS / 2).copied().context("there are runs")
+}
