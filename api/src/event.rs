@@ -12,7 +12,7 @@ use crate::time::Timestamp;
 use crate::validate::{Cursor, Faults, INT32_MAX, INT64_MAX, read};
 
 /// Severity, the wire's `type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum EventType {
@@ -31,7 +31,7 @@ impl EventType {
 }
 
 /// What an event is about: `{type, id}`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", content = "id", rename_all = "camelCase")]
 pub enum InvolvedObject {
@@ -68,7 +68,7 @@ impl InvolvedObject {
 }
 
 /// Who says it. The node daemon must use the literal `horizond`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "component", rename_all = "lowercase", rename_all_fields = "camelCase")]
 pub enum EventSource {

@@ -1,6 +1,8 @@
-//! Names of things, each its own type, so that a machine id is never passed for a replica id.
+//! Names of things, each its own type, so that a machine id is never passed for a replica id. Cheap to clone: the state of a
+//! cluster is copied with each change of it, and most of it is names.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +24,7 @@ macro_rules! id {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(Box<str>);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Reads a name.
@@ -32,7 +34,7 @@ macro_rules! id {
             pub fn new(text: impl Into<String>) -> Result<Self, InvalidId> {
                 let text = text.into();
                 if $accepts(&text) {
-                    Ok(Self(text.into_boxed_str()))
+                    Ok(Self(text.into()))
                 } else {
                     Err(InvalidId { noun: $noun, text, rule: $rule })
                 }
@@ -60,7 +62,7 @@ macro_rules! id {
 
         impl From<$name> for String {
             fn from(id: $name) -> Self {
-                id.0.into()
+                id.0.as_ref().to_owned()
             }
         }
 
@@ -177,7 +179,7 @@ impl ReplicaId {
     /// Never: every container name followed by a number is a valid replica id.
     #[must_use]
     pub fn stateful(container: &ContainerName, ordinal: u32) -> Self {
-        Self(format!("{container}-{ordinal}").into_boxed_str())
+        Self(format!("{container}-{ordinal}").into())
     }
 
     /// The id of a stateless replica. `suffix` makes it unique among all replicas the container ever had.

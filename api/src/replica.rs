@@ -219,6 +219,38 @@ impl ReplicaStatus {
             usage: None,
         }
     }
+
+    /// Whether two statuses differ in nothing but what was measured, which changes all the time and alone decides nothing.
+    #[must_use]
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let Self {
+            replica_id,
+            phase,
+            ready,
+            revision,
+            run,
+            pid,
+            started_at,
+            wait,
+            cause,
+            failed_at,
+            recent_crashes,
+            consecutive_failures,
+            usage: _,
+        } = self;
+        (replica_id, phase, ready, revision, run, pid)
+            == (
+                &other.replica_id,
+                &other.phase,
+                &other.ready,
+                &other.revision,
+                &other.run,
+                &other.pid,
+            )
+            && (started_at, wait, cause, failed_at)
+                == (&other.started_at, &other.wait, &other.cause, &other.failed_at)
+            && (recent_crashes, consecutive_failures) == (&other.recent_crashes, &other.consecutive_failures)
+    }
 }
 
 /// From this many crashes without five good minutes between them on, a replica is in a crash loop.

@@ -5,6 +5,9 @@
 //! another truth. Soft state (heartbeats, what nodes report) is [`Observed`] and is never logged.
 //!
 //! A broken log never half-applies: [`World::try_apply`] checks first and changes afterwards.
+//!
+//! Cheap to clone, whatever its size: what grows with the cluster is kept in maps that share what two clones have in common.
+//! Each change is made on a clone, and readers keep the one before.
 
 mod apply;
 mod events;
@@ -24,6 +27,7 @@ use berth_api::machine::{AssignedNetwork, MachineSpec, MachineStatus};
 use berth_api::rest::cluster::CapacityReason;
 use berth_api::time::Timestamp;
 use berth_api::units::{Bytes, Cpu};
+use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 
 use crate::entry::{Entry, MachineHealthState, StopCause, TokenDigest, TokenKind};
@@ -43,8 +47,8 @@ pub struct World {
     pub(crate) created_at: Timestamp,
     pub(crate) deleted_at: Option<Timestamp>,
     pub(crate) tokens: BTreeMap<TokenKind, TokenDigest>,
-    pub(crate) machines: BTreeMap<MachineId, Machine>,
-    pub(crate) containers: BTreeMap<ContainerName, Container>,
+    pub(crate) machines: OrdMap<MachineId, Machine>,
+    pub(crate) containers: OrdMap<ContainerName, Container>,
     pub(crate) replicas: replicas::Replicas,
     pub(crate) epoch: u64,
     /// Drawn from by every machine, so that a machine that left and came back never sees a generation twice.
@@ -101,7 +105,7 @@ pub struct Machine {
     pub next_host: u8,
     /// Of all replicas placed on it that are not gone, stopping ones included.
     pub allocated: Allocated,
-    pub replicas: BTreeSet<ReplicaId>,
+    pub replicas: OrdSet<ReplicaId>,
 }
 
 /// What replicas hold of a machine: what every one that is not gone was granted.
@@ -205,7 +209,7 @@ impl World {
     }
 
     #[must_use]
-    pub fn machines(&self) -> &BTreeMap<MachineId, Machine> {
+    pub fn machines(&self) -> &OrdMap<MachineId, Machine> {
         &self.machines
     }
 
@@ -216,7 +220,7 @@ impl World {
 
     /// Every container, those being deleted included (see [`Container::deleted_since`]).
     #[must_use]
-    pub fn containers(&self) -> &BTreeMap<ContainerName, Container> {
+    pub fn containers(&self) -> &OrdMap<ContainerName, Container> {
         &self.containers
     }
 
@@ -226,7 +230,7 @@ impl World {
     }
 
     #[must_use]
-    pub fn replicas(&self) -> &BTreeMap<ReplicaId, Replica> {
+    pub fn replicas(&self) -> &OrdMap<ReplicaId, Replica> {
         self.replicas.by_id()
     }
 

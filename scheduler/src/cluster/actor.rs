@@ -30,7 +30,8 @@ use crate::world::{ApplyError, Now, Observed, World};
 
 /// A decision is made at least this often: liveness has no other clock.
 const PERIOD: Duration = Duration::from_secs(1);
-/// [`ClusterHandle::observed`] is renewed at most this often: it is a copy of everything nodes said.
+/// [`ClusterHandle::observed`] is renewed at most this often, it being a copy of everything nodes said; with each period
+/// when they only repeat themselves.
 pub(super) const OBSERVED_PERIOD: Duration = Duration::from_millis(50);
 /// At most this many requests share one decision and one append.
 const BATCH_MAX: usize = 256;
@@ -336,6 +337,7 @@ impl Actor {
         observed_period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut batch = Vec::with_capacity(BATCH_MAX);
         loop {
+            let mut is_due = false;
             tokio::select! {
                 // Cancel-safe: a token.
                 () = self.config.stop.cancelled() => return End::Stopped,
@@ -346,7 +348,7 @@ impl Actor {
                     }
                 }
                 // Cancel-safe: a timer.
-                _ = period.tick() => {}
+                _ = period.tick() => is_due = true,
                 // Cancel-safe: a timer.
                 _ = observed_period.tick(), if self.is_observed_dirty => {
                     self.is_observed_dirty = false;
@@ -357,7 +359,7 @@ impl Actor {
             if !self.config.tenure.holds() {
                 return End::Stopped;
             }
-            if let Some(end) = self.step(std::mem::take(&mut batch)).await {
+            if let Some(end) = self.step(std::mem::take(&mut batch), is_due).await {
                 return end;
             }
         }
@@ -370,14 +372,15 @@ impl Actor {
         }
     }
 
-    /// One batch: drain ▶ decide ▶ check ▶ append ▶ apply ▶ publish.
-    async fn step(&mut self, batch: Vec<Request>) -> Option<End> {
+    /// One batch: drain ▶ decide ▶ check ▶ append ▶ apply ▶ publish. Nothing is decided where nothing is new since the last
+    /// decision and the period is not over: deciding again would give nothing.
+    async fn step(&mut self, batch: Vec<Request>, is_due: bool) -> Option<End> {
         let now = self.now();
-        let has_requests = !batch.is_empty();
         let mut draft = Draft {
             world: self.world.clone(),
             entries: Vec::new(),
             observed: &mut self.observed,
+            has_news: false,
             memory: &mut self.memory,
             now,
         };
@@ -385,7 +388,15 @@ impl Actor {
             .into_iter()
             .map(|request| (request.run)(&mut draft))
             .collect();
+        let has_news = draft.has_news;
         let (mut world, mut entries) = (draft.world, draft.entries);
+        if !is_due && !has_news && entries.is_empty() {
+            for finish in finishes {
+                finish(Ok(()));
+            }
+            return None;
+        }
+        self.is_observed_dirty |= has_news || (is_due && !self.observed.machines.is_empty());
         autoscale::observe(&world, &mut self.observed, &self.config.limits.autoscale, now);
         let begun = monotonic();
         let decision = self.decide(&world, now);
@@ -405,7 +416,7 @@ impl Actor {
             }
             Err(error) => Err(Refused::from(error)),
         };
-        self.publish(decision.map(|decision| decision.report), now, has_requests);
+        self.publish(decision.map(|decision| decision.report), now);
         for finish in finishes {
             finish(outcome.clone());
         }
@@ -486,8 +497,7 @@ impl Actor {
         });
     }
 
-    fn publish(&mut self, report: Option<Report>, now: Now, has_requests: bool) {
-        self.is_observed_dirty |= has_requests;
+    fn publish(&mut self, report: Option<Report>, now: Now) {
         if let Some(report) = report {
             self.tell_freeze(&report);
             self.publish_report(report);

@@ -16,7 +16,9 @@ pub struct Draft<'a> {
     pub(super) world: Arc<World>,
     pub(super) entries: Vec<Entry>,
     /// What nodes say; changes stay even when the append fails.
-    pub observed: &'a mut Observed,
+    pub(super) observed: &'a mut Observed,
+    /// Something was observed that a decision may depend on.
+    pub(super) has_news: bool,
     pub(super) memory: &'a mut Memory,
     pub now: Now,
 }
@@ -37,6 +39,12 @@ impl Draft<'_> {
     #[must_use]
     pub fn world(&self) -> &World {
         &self.world
+    }
+
+    /// What nodes said lately.
+    #[must_use]
+    pub fn observed(&self) -> &Observed {
+        self.observed
     }
 
     /// Appends an entry to the draft, and the events that announce it.

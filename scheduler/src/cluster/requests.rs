@@ -10,13 +10,14 @@ use berth_api::event::Event;
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
 use berth_api::machine::{AssignedNetwork, MachineHealth, MachineSpec};
 use berth_api::replica::{HttpUsage, Phase, ReplicaStatus, Usage, WireReplicaStatus};
-use berth_api::rest::node::ReplicaMetrics;
+use berth_api::rest::node::{HttpMetrics, ReplicaMetrics};
 use berth_api::units::{Bytes, Cpu};
 use berth_api::validate::Faults;
 
 use super::{ClusterHandle, Draft};
-use crate::entry::{Entry, Removal, TokenDigest, TokenKind};
+use crate::entry::{Entry, MachineHealthState, Removal, TokenDigest, TokenKind};
 use crate::refusal::{Class, Refused};
+use crate::world::ObservedMachine;
 
 /// What became of a declaration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,6 +176,7 @@ impl ClusterHandle {
         self.tell(move |draft| {
             if let Some(machine) = draft.observed.machines.get_mut(&machine_id) {
                 machine.is_linked = sessions.is_linked(&machine_id);
+                draft.has_news = true;
             }
         })
         .await
@@ -195,10 +197,8 @@ impl ClusterHandle {
     /// A machine lives, and nothing more is known of it.
     pub(crate) async fn heard(&self, machine_id: MachineId) -> Result<(), Refused> {
         self.tell(move |draft| {
-            let now = draft.now;
-            if let Some(machine) = draft.observed.machines.get_mut(&machine_id) {
-                machine.heartbeat_ms = Some(now.monotonic_ms);
-                machine.heartbeat_at = Some(now.wall);
+            if draft.world.machine(&machine_id).is_some() {
+                hear(draft, &machine_id);
             }
         })
         .await
@@ -248,30 +248,77 @@ fn take_heartbeat(draft: &mut Draft<'_>, heartbeat: Heartbeat) -> Result<(), Ref
     // The statuses answer the set of the last reply; the present one travels with this reply.
     let present = (draft.world().epoch(), machine.generation);
     let answered = draft.memory.answered.insert(id.clone(), present);
-    let now = draft.now;
-    let observed = draft.observed.machines.entry(id).or_default();
-    observed.heartbeat_ms = Some(now.monotonic_ms);
-    observed.heartbeat_at = Some(now.wall);
-    observed.accepted = answered;
-    observed.unlisted = heartbeat
-        .replicas
-        .keys()
-        .filter(|id| !listed.contains(*id))
-        .cloned()
-        .collect();
-    observed.http = heartbeat
-        .replicas
-        .iter()
-        .filter(|(id, _)| listed.contains(*id))
-        .filter_map(|(id, metrics)| Some((id.clone(), metrics.http.clone()?)))
-        .collect();
-    observed.replicas = heartbeat
-        .replicas
-        .iter()
-        .filter(|(id, _)| listed.contains(*id))
-        .map(|(id, metrics)| (id.clone(), status_of(id, metrics, revisions.get(id))))
-        .collect();
+    let unlisted = heartbeat.replicas.keys().filter(|id| !listed.contains(*id));
+    let of_listed = || heartbeat.replicas.iter().filter(|(id, _)| listed.contains(*id));
+    let said = Said {
+        accepted: answered,
+        unlisted: unlisted.cloned().collect(),
+        http: of_listed()
+            .filter_map(|(id, metrics)| Some((id.clone(), metrics.http.clone()?)))
+            .collect(),
+        replicas: of_listed()
+            .map(|(id, metrics)| (id.clone(), status_of(id, metrics, revisions.get(id))))
+            .collect(),
+    };
+    hear(draft, &id).say(said);
     Ok(())
+}
+
+/// What a machine says of its replicas, in either API.
+struct Said {
+    accepted: Option<(u64, u64)>,
+    unlisted: BTreeSet<ReplicaId>,
+    http: BTreeMap<ReplicaId, HttpMetrics>,
+    replicas: BTreeMap<ReplicaId, ReplicaStatus>,
+}
+
+/// A machine that has just been heard, and whether that is news.
+struct Heard<'a> {
+    machine: &'a mut ObservedMachine,
+    has_news: &'a mut bool,
+}
+
+impl Heard<'_> {
+    /// Takes over what it says.
+    fn say(self, said: Said) {
+        let Said {
+            accepted,
+            unlisted,
+            http,
+            replicas,
+        } = said;
+        let machine = self.machine;
+        let says_the_same = machine.accepted == accepted
+            && machine.unlisted == unlisted
+            && machine.replicas.len() == replicas.len()
+            && machine
+                .replicas
+                .values()
+                .zip(replicas.values())
+                .all(|(before, now)| before.says_the_same(now));
+        *self.has_news |= !says_the_same;
+        machine.accepted = accepted;
+        machine.unlisted = unlisted;
+        machine.http = http;
+        machine.replicas = replicas;
+    }
+}
+
+/// Notes that a registered machine was heard just now.
+fn hear<'a>(draft: &'a mut Draft<'_>, id: &MachineId) -> Heard<'a> {
+    let is_running = draft
+        .world
+        .machine(id)
+        .is_some_and(|machine| machine.health == MachineHealthState::Running);
+    // One that was silent or new is, and a decision says so.
+    draft.has_news |= !is_running;
+    let machine = draft.observed.machines.entry(id.clone()).or_default();
+    machine.heartbeat_ms = Some(draft.now.monotonic_ms);
+    machine.heartbeat_at = Some(draft.now.wall);
+    Heard {
+        machine,
+        has_news: &mut draft.has_news,
+    }
 }
 
 /// The nearest words of the node link for what a client of the plain API says. It cannot tell which assignment its
@@ -351,13 +398,11 @@ fn open_link(draft: &mut Draft<'_>, machine_id: &MachineId, accepted: Position) 
         draft.append(entry)?;
     }
     draft.memory.acknowledged.insert(machine_id.clone(), claimed);
-    let now = draft.now;
-    let observed = draft.observed.machines.entry(machine_id.clone()).or_default();
-    observed.is_linked = true;
+    draft.has_news = true;
+    let machine = hear(draft, machine_id).machine;
+    machine.is_linked = true;
     // Statuses of an earlier session say nothing about what was accepted since.
-    observed.accepted = None;
-    observed.heartbeat_ms = Some(now.monotonic_ms);
-    observed.heartbeat_at = Some(now.wall);
+    machine.accepted = None;
     Ok(())
 }
 
@@ -368,22 +413,32 @@ fn take_status(
 ) -> Result<Vec<ReplicaId>, Refused> {
     let machine = draft.machine(machine_id)?;
     let present = (draft.world().epoch(), machine.generation);
-    let now = draft.now;
     let acknowledged = draft.memory.acknowledged.get(machine_id).copied();
-    let observed = draft.observed.machines.entry(machine_id.clone()).or_default();
-    observed.heartbeat_ms = Some(now.monotonic_ms);
-    observed.heartbeat_at = Some(now.wall);
-    observed.is_linked = true;
-    observed.accepted = acknowledged;
-    observed.health = status.health;
-    observed.unlisted = status.unlisted;
-    observed.replicas = status
-        .replicas
-        .into_iter()
-        .map(|status| (status.replica_id.clone(), status))
-        .collect();
+    let heard = hear(draft, machine_id);
+    if !heard.machine.is_linked || heard.machine.health != status.health {
+        *heard.has_news = true;
+        heard.machine.is_linked = true;
+        heard.machine.health = status.health;
+    }
+    heard.say(Said {
+        accepted: acknowledged,
+        unlisted: status.unlisted,
+        // The plain wire API alone counts traffic so far.
+        http: BTreeMap::new(),
+        replicas: status
+            .replicas
+            .into_iter()
+            .map(|status| (status.replica_id.clone(), status))
+            .collect(),
+    });
     if acknowledged != Some(present) || draft.memory.doubted.contains(machine_id) {
         return Ok(Vec::new());
     }
-    Ok(draft.world.confirmed_stops(machine_id, &observed.unlisted))
+    let unlisted = draft
+        .observed
+        .machines
+        .get(machine_id)
+        .map(|machine| &machine.unlisted)
+        .expect("it was heard just now");
+    Ok(draft.world.confirmed_stops(machine_id, unlisted))
 }

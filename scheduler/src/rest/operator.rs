@@ -97,7 +97,7 @@ pub(super) async fn explain(
     let answer = cluster
         .change(move |draft| {
             let now = draft.now;
-            let found = explain::explain(draft.world(), draft.observed, &limits, now, (subject, &id));
+            let found = explain::explain(draft.world(), draft.observed(), &limits, now, (subject, &id));
             found.ok_or_else(|| {
                 Refused::new(
                     Class::NotFound,

@@ -26,7 +26,7 @@ pub(super) async fn capacity(State(api): State<Api>, Manager(cluster): Manager) 
     let limits = *api.scheduler.limits();
     let reply = cluster
         .change(move |draft| {
-            let decision = decide(draft.world(), draft.observed, &limits, draft.now);
+            let decision = decide(draft.world(), draft.observed(), &limits, draft.now);
             let groups = decision.report.capacity.iter();
             Ok(CapacityPlanReply {
                 groups: groups

@@ -9,6 +9,7 @@ use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
 use berth_api::machine::{AssignedNetwork, MachineSpec};
 use berth_api::rest::cluster::CapacityReason;
 use berth_api::time::Timestamp;
+use imbl::{OrdMap, OrdSet};
 
 use super::replicas::Replicas;
 use super::{Allocated, Container, Events, KeptWrites, Machine, Replica, Stopping, Wish, World};
@@ -86,8 +87,8 @@ impl World {
             created_at: *at,
             deleted_at: None,
             tokens: tokens.clone(),
-            machines: BTreeMap::new(),
-            containers: BTreeMap::new(),
+            machines: OrdMap::new(),
+            containers: OrdMap::new(),
             replicas: Replicas::default(),
             epoch: 1,
             last_generation: 0,
@@ -240,8 +241,11 @@ impl World {
             });
         }
         self.epoch = epoch;
-        for machine in self.machines.values_mut() {
-            machine.epoch_generation = machine.generation;
+        let ids: Vec<MachineId> = self.machines.keys().cloned().collect();
+        for id in ids {
+            if let Some(machine) = self.machines.get_mut(&id) {
+                machine.epoch_generation = machine.generation;
+            }
         }
         Ok(())
     }
@@ -307,7 +311,7 @@ impl World {
             epoch_generation: self.last_generation,
             next_host: HOST_MIN,
             allocated: Allocated::default(),
-            replicas: BTreeSet::new(),
+            replicas: OrdSet::new(),
         };
         self.machines.insert(spec.machine_id.clone(), machine);
         self.advance(&spec.machine_id);

@@ -3,10 +3,9 @@
 //! The second order is derived from the first: only the first is serialised, so a snapshot reads and writes as if it were
 //! a plain map.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use berth_api::container::Granted;
 use berth_api::id::{ContainerName, ReplicaId};
+use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Replica, Stopping};
@@ -14,12 +13,12 @@ use super::{Replica, Stopping};
 /// Invariant: `of_container` holds the ids of `by_id`, each at its container, and no container without any.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Replicas {
-    by_id: BTreeMap<ReplicaId, Replica>,
-    of_container: BTreeMap<ContainerName, BTreeSet<ReplicaId>>,
+    by_id: OrdMap<ReplicaId, Replica>,
+    of_container: OrdMap<ContainerName, OrdSet<ReplicaId>>,
 }
 
 impl Replicas {
-    pub(super) fn by_id(&self) -> &BTreeMap<ReplicaId, Replica> {
+    pub(super) fn by_id(&self) -> &OrdMap<ReplicaId, Replica> {
         &self.by_id
     }
 
@@ -67,9 +66,9 @@ impl Replicas {
     }
 }
 
-impl From<BTreeMap<ReplicaId, Replica>> for Replicas {
-    fn from(by_id: BTreeMap<ReplicaId, Replica>) -> Self {
-        let mut of_container: BTreeMap<ContainerName, BTreeSet<ReplicaId>> = BTreeMap::new();
+impl From<OrdMap<ReplicaId, Replica>> for Replicas {
+    fn from(by_id: OrdMap<ReplicaId, Replica>) -> Self {
+        let mut of_container: OrdMap<ContainerName, OrdSet<ReplicaId>> = OrdMap::new();
         for (id, replica) in &by_id {
             let ids = of_container.entry(replica.container.clone()).or_default();
             ids.insert(id.clone());
@@ -86,6 +85,6 @@ impl Serialize for Replicas {
 
 impl<'de> Deserialize<'de> for Replicas {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        BTreeMap::deserialize(deserializer).map(|by_id: BTreeMap<ReplicaId, Replica>| by_id.into())
+        OrdMap::deserialize(deserializer).map(|by_id: OrdMap<ReplicaId, Replica>| by_id.into())
     }
 }
