@@ -23,7 +23,6 @@ mod requests;
 mod tests;
 mod writes;
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -31,6 +30,7 @@ use berth_api::event::Event;
 use berth_api::id::ClusterId;
 use berth_api::link::Peer;
 use berth_api::rest::EventFilter;
+use imbl::OrdMap;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::decide::Report;
@@ -49,19 +49,20 @@ use actor::Request;
 /// Requests that may wait for an actor: each machine's session has at most a few in flight.
 const MAILBOX_MAX: usize = 1024;
 
-/// What DNS answers, under a number that rises with each change in the life of this process.
+/// What DNS answers, under a number that rises with each change in the life of this process. One shares with the next what
+/// has not changed, so that each session finds the difference without looking at all of it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Directory {
     pub generation: u64,
-    pub names: BTreeMap<String, Vec<IpAddr>>,
+    pub names: OrdMap<String, Vec<IpAddr>>,
 }
 
-/// Every machine as its neighbours reach it, numbered as [`Directory`] is.
+/// Every machine as its neighbours reach it, numbered and shared as [`Directory`] is.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Mesh {
     pub generation: u64,
     /// By machine id.
-    pub peers: BTreeMap<String, Peer>,
+    pub peers: OrdMap<String, Peer>,
 }
 
 /// The receiving ends of what an actor publishes.

@@ -12,6 +12,7 @@
 mod apply;
 mod events;
 mod kept;
+mod map;
 mod observed;
 mod replicas;
 mod views;
@@ -27,7 +28,7 @@ use berth_api::machine::{AssignedNetwork, MachineSpec, MachineStatus};
 use berth_api::rest::cluster::CapacityReason;
 use berth_api::time::Timestamp;
 use berth_api::units::{Bytes, Cpu};
-use imbl::{OrdMap, OrdSet};
+use imbl::OrdSet;
 use serde::{Deserialize, Serialize};
 
 use crate::entry::{Entry, MachineHealthState, StopCause, TokenDigest, TokenKind};
@@ -37,6 +38,7 @@ pub use apply::ApplyError;
 pub(crate) use apply::{HOST_MAX, HOST_MIN};
 pub use events::{EVENTS_MAX, Events};
 pub use kept::{KEPT_MAX, KEPT_MAX_AGE, KeptWrite, KeptWrites};
+pub use map::Map;
 pub use observed::{Now, Observed, ObservedMachine, Readiness};
 
 /// One cluster.
@@ -47,8 +49,8 @@ pub struct World {
     pub(crate) created_at: Timestamp,
     pub(crate) deleted_at: Option<Timestamp>,
     pub(crate) tokens: BTreeMap<TokenKind, TokenDigest>,
-    pub(crate) machines: OrdMap<MachineId, Machine>,
-    pub(crate) containers: OrdMap<ContainerName, Container>,
+    pub(crate) machines: Map<MachineId, Machine>,
+    pub(crate) containers: Map<ContainerName, Container>,
     pub(crate) replicas: replicas::Replicas,
     pub(crate) epoch: u64,
     /// Drawn from by every machine, so that a machine that left and came back never sees a generation twice.
@@ -209,7 +211,7 @@ impl World {
     }
 
     #[must_use]
-    pub fn machines(&self) -> &OrdMap<MachineId, Machine> {
+    pub fn machines(&self) -> &Map<MachineId, Machine> {
         &self.machines
     }
 
@@ -220,7 +222,7 @@ impl World {
 
     /// Every container, those being deleted included (see [`Container::deleted_since`]).
     #[must_use]
-    pub fn containers(&self) -> &OrdMap<ContainerName, Container> {
+    pub fn containers(&self) -> &Map<ContainerName, Container> {
         &self.containers
     }
 
@@ -230,7 +232,7 @@ impl World {
     }
 
     #[must_use]
-    pub fn replicas(&self) -> &OrdMap<ReplicaId, Replica> {
+    pub fn replicas(&self) -> &Map<ReplicaId, Replica> {
         self.replicas.by_id()
     }
 

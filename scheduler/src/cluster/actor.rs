@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::id::ClusterId;
+use berth_api::link::Peer;
 use berth_api::time::{Timestamp, monotonic};
 use futures::FutureExt as _;
+use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -252,7 +254,10 @@ impl Actor {
         let (observed_sender, observed_receiver) = watch::channel(Arc::new(observed.clone()));
         let (report_sender, report_receiver) = watch::channel(Arc::new(Report::default()));
         let (directory_sender, directory_receiver) = watch::channel(None);
-        let (mesh_sender, mesh_receiver) = watch::channel(Arc::new(mesh_of(&world, 1)));
+        let (mesh_sender, mesh_receiver) = watch::channel(Arc::new(Mesh {
+            generation: 1,
+            peers: peers_of(&world).into_iter().collect(),
+        }));
         let handle = ClusterHandle {
             id: Arc::new(cluster.clone()),
             requests: sender,
@@ -319,6 +324,7 @@ impl Actor {
                     self.next_seq = loaded.next_seq;
                     self.snapshot_seq = loaded.snapshot_seq;
                     self.publish_world();
+                    self.publish_mesh();
                     info!(cluster_id = %self.cluster, "loaded the cluster again");
                     return true;
                 }
@@ -483,15 +489,31 @@ impl Actor {
         assert_eq!(world.applied_count() + 1, self.next_seq, "one record an entry");
         self.world = world;
         self.publish_world();
+        let is_mesh = |entry: &Entry| {
+            matches!(
+                entry,
+                Entry::MachineRegistered { .. } | Entry::MachineRemoved { .. }
+            )
+        };
+        if entries.iter().any(is_mesh) {
+            self.publish_mesh();
+        }
     }
 
     fn publish_world(&mut self) {
         self.publisher.world.send_replace(self.world.clone());
+    }
+
+    fn publish_mesh(&self) {
+        let fresh = peers_of(&self.world);
         self.publisher.mesh.send_if_modified(|mesh| {
-            let next = mesh_of(&self.world, mesh.generation + 1);
-            let is_changed = next.peers != mesh.peers;
-            if is_changed {
-                *mesh = Arc::new(next);
+            let next = renewed(&mesh.peers, fresh);
+            let is_changed = next.is_some();
+            if let Some(peers) = next {
+                *mesh = Arc::new(Mesh {
+                    generation: mesh.generation + 1,
+                    peers,
+                });
             }
             is_changed
         });
@@ -524,14 +546,13 @@ impl Actor {
         }
         let names = self.world.directory(&self.observed, limits, now);
         self.publisher.directory.send_if_modified(|published| {
-            let generation = published.as_ref().map_or(0, |directory| directory.generation);
-            let is_changed = published
-                .as_ref()
-                .is_none_or(|directory| directory.names != names);
+            let known = published.as_deref().cloned().unwrap_or_default();
+            let next = renewed(&known.names, names);
+            let is_changed = next.is_some() || published.is_none();
             if is_changed {
                 *published = Some(Arc::new(Directory {
-                    generation: generation + 1,
-                    names,
+                    generation: known.generation + 1,
+                    names: next.unwrap_or_default(),
                 }));
             }
             is_changed
@@ -594,11 +615,27 @@ impl Actor {
     }
 }
 
-fn mesh_of(world: &World, generation: u64) -> Mesh {
-    let peers: BTreeMap<_, _> = world
-        .mesh()
-        .into_iter()
-        .map(|peer| (peer.machine_id.clone(), peer))
-        .collect();
-    Mesh { generation, peers }
+fn peers_of(world: &World) -> BTreeMap<String, Peer> {
+    let peers = world.mesh().into_iter();
+    peers.map(|peer| (peer.machine_id.clone(), peer)).collect()
+}
+
+/// `known` with the content of `fresh`, sharing what is equal; none when all of it is.
+fn renewed<V: Clone + PartialEq>(
+    known: &OrdMap<String, V>,
+    fresh: BTreeMap<String, V>,
+) -> Option<OrdMap<String, V>> {
+    let mut next = known.clone();
+    let mut is_changed = false;
+    for name in known.keys().filter(|name| !fresh.contains_key(*name)) {
+        next.remove(name);
+        is_changed = true;
+    }
+    for (name, value) in fresh {
+        if known.get(&name) != Some(&value) {
+            next.insert(name, value);
+            is_changed = true;
+        }
+    }
+    is_changed.then_some(next)
 }

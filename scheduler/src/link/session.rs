@@ -7,7 +7,6 @@
 //! It ends when the node goes away, is silent for three heartbeats, says something that it must not, does not take what
 //! it is sent, is removed, or links again. Nothing is lost with it: a new session begins with whole states.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +18,8 @@ use berth_api::link::{
     Ping, SchedulerMessage, Status, StopConfirmed, Welcome, node_message, scheduler_message::Kind,
 };
 use berth_api::time::{Timestamp, monotonic};
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use tokio::sync::mpsc;
 use tonic::Streaming;
 use tracing::{info, warn};
@@ -398,19 +399,20 @@ fn read_json<T: serde::de::DeserializeOwned + Default>(bytes: &[u8]) -> Result<T
 }
 
 /// What to put and what to remove to make `before` into `after`.
-fn delta<'a, V: PartialEq>(
-    before: &BTreeMap<String, V>,
-    after: &'a BTreeMap<String, V>,
+fn delta<'a, V: Clone + PartialEq>(
+    before: &OrdMap<String, V>,
+    after: &'a OrdMap<String, V>,
 ) -> (Vec<(&'a String, &'a V)>, Vec<String>) {
-    let put = after
-        .iter()
-        .filter(|(key, value)| before.get(*key) != Some(*value))
-        .collect();
-    let removed = before
-        .keys()
-        .filter(|key| !after.contains_key(*key))
-        .cloned()
-        .collect();
+    let (mut put, mut removed) = (Vec::new(), Vec::new());
+    for difference in before.diff(after) {
+        match difference {
+            DiffItem::Add(name, value)
+            | DiffItem::Update {
+                new: (name, value), ..
+            } => put.push((name, value)),
+            DiffItem::Remove(name, _) => removed.push(name.clone()),
+        }
+    }
     (put, removed)
 }
 

@@ -9,10 +9,10 @@ use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
 use berth_api::machine::{AssignedNetwork, MachineSpec};
 use berth_api::rest::cluster::CapacityReason;
 use berth_api::time::Timestamp;
-use imbl::{OrdMap, OrdSet};
+use imbl::OrdSet;
 
 use super::replicas::Replicas;
-use super::{Allocated, Container, Events, KeptWrites, Machine, Replica, Stopping, Wish, World};
+use super::{Allocated, Container, Events, KeptWrites, Machine, Map, Replica, Stopping, Wish, World};
 use crate::entry::{CapacityWish, ContainerScaled, Entry, MachineHealthState, Placed, Removal, StopCause};
 
 /// First and last host number of a replica's address in its machine's /24: the network, the gateway and the broadcast
@@ -87,8 +87,8 @@ impl World {
             created_at: *at,
             deleted_at: None,
             tokens: tokens.clone(),
-            machines: OrdMap::new(),
-            containers: OrdMap::new(),
+            machines: Map::default(),
+            containers: Map::default(),
             replicas: Replicas::default(),
             epoch: 1,
             last_generation: 0,

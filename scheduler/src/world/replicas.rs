@@ -8,17 +8,17 @@ use berth_api::id::{ContainerName, ReplicaId};
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Replica, Stopping};
+use super::{Map, Replica, Stopping};
 
 /// Invariant: `of_container` holds the ids of `by_id`, each at its container, and no container without any.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Replicas {
-    by_id: OrdMap<ReplicaId, Replica>,
+    by_id: Map<ReplicaId, Replica>,
     of_container: OrdMap<ContainerName, OrdSet<ReplicaId>>,
 }
 
 impl Replicas {
-    pub(super) fn by_id(&self) -> &OrdMap<ReplicaId, Replica> {
+    pub(super) fn by_id(&self) -> &Map<ReplicaId, Replica> {
         &self.by_id
     }
 
@@ -66,10 +66,10 @@ impl Replicas {
     }
 }
 
-impl From<OrdMap<ReplicaId, Replica>> for Replicas {
-    fn from(by_id: OrdMap<ReplicaId, Replica>) -> Self {
+impl From<Map<ReplicaId, Replica>> for Replicas {
+    fn from(by_id: Map<ReplicaId, Replica>) -> Self {
         let mut of_container: OrdMap<ContainerName, OrdSet<ReplicaId>> = OrdMap::new();
-        for (id, replica) in &by_id {
+        for (id, replica) in by_id.iter() {
             let ids = of_container.entry(replica.container.clone()).or_default();
             ids.insert(id.clone());
         }
@@ -85,6 +85,6 @@ impl Serialize for Replicas {
 
 impl<'de> Deserialize<'de> for Replicas {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        OrdMap::deserialize(deserializer).map(|by_id: OrdMap<ReplicaId, Replica>| by_id.into())
+        Map::deserialize(deserializer).map(|by_id: Map<ReplicaId, Replica>| by_id.into())
     }
 }
