@@ -1,11 +1,12 @@
 //! A cluster: one customer environment, its capacity groups and their machine profile.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ClusterId, GroupId};
+use crate::id::{ClusterId, GroupId, Label};
 use crate::units::{Bytes, Cpu, cpu_number};
 
 /// Where a cluster's machines run.
@@ -73,6 +74,10 @@ pub struct CapacityGroup {
     pub min_size: u32,
     #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 2_147_483_647))]
     pub max_size: u32,
+    /// Berth's addition: what all its machines have, those to come included.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(max_items = 32))]
+    pub labels: BTreeSet<Label>,
 }
 
 /// At most this many capacity groups a cluster.

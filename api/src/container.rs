@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::Gpu;
 use crate::id::{ContainerName, GroupId};
+use crate::placement::PlacementRules;
 use crate::units::{Bytes, Cpu, bytes_text, optional_bytes_text};
 use crate::volume::{OrdinalVolume, SharedMount};
 
@@ -274,9 +275,17 @@ pub struct ContainerSpec {
     pub links: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disruption_budget: Option<DisruptionBudget>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<PlacementRules>,
 }
 
 impl ContainerSpec {
+    /// Whether each replica has a machine to itself.
+    #[must_use]
+    pub fn is_exclusive(&self) -> bool {
+        self.placement.as_ref().is_some_and(|rules| rules.exclusive)
+    }
+
     #[must_use]
     pub fn volume(&self, ordinal: u32) -> Option<&OrdinalVolume> {
         self.volumes.iter().find(|volume| volume.ordinal == ordinal)

@@ -134,6 +134,23 @@ id! {
     Zone, "zone", "1 to 512 characters without control characters", is_opaque, Some(OPAQUE), 512
 }
 
+id! {
+    /// Something that machines have and containers ask for, for example `disk=ssd`.
+    Label, "label", "1 to 63 of a-z, A-Z, 0-9 and '-', '_', '.', '/', '=', starting and ending with a letter or digit",
+    is_machine_label, Some("^[A-Za-z0-9]([A-Za-z0-9_./=-]*[A-Za-z0-9])?$"), 63
+}
+
+fn is_machine_label(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    bytes.len() <= 63
+        && edge(bytes.first())
+        && edge(bytes.last())
+        && bytes
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_./=".contains(byte))
+}
+
 fn is_opaque(text: &str) -> bool {
     !text.is_empty() && text.len() <= 512 && !text.chars().any(char::is_control)
 }

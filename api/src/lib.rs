@@ -9,6 +9,7 @@
 //! | [`units`] | vCPU and bytes in exact arithmetic |
 //! | [`time`] | wall-clock timestamps and the only place that reads a clock |
 //! | [`cluster`], [`container`], [`machine`], [`replica`], [`volume`] | the nouns of the design |
+//! | [`placement`] | labels, and which machines a container's replicas may run on |
 //! | [`assignment`] | what one machine must run: the set, its position, its digest |
 //! | [`event`] | the events of the wire API |
 //! | [`explain`] | answers to "why" |
@@ -24,6 +25,7 @@ pub mod event;
 pub mod explain;
 pub mod id;
 pub mod machine;
+pub mod placement;
 pub mod replica;
 pub mod rest;
 pub mod stack;

@@ -1,5 +1,6 @@
 //! A machine: one VM, what it has, where it is reached and how it is doing.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -7,7 +8,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Gpu;
-use crate::id::{GroupId, MachineId, Zone};
+use crate::id::{GroupId, Label, MachineId, Zone};
 use crate::time::Timestamp;
 use crate::units::{Bytes, Cpu, cpu_number};
 
@@ -97,6 +98,10 @@ pub struct MachineSpec {
     /// Kernel boot id; absent for a machine that speaks the plain wire API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<String>,
+    /// Berth's addition: what containers may require, prefer or forbid of it, beside the labels of its group.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(max_items = 32))]
+    pub labels: BTreeSet<Label>,
 }
 
 /// A machine's subnet; its gateway is the first address.

@@ -17,10 +17,12 @@ use serde_json::Value;
 use crate::cluster::Platform;
 use crate::container::{ContainerSpec, Resources};
 use crate::id::{ContainerName, GroupId};
+use crate::placement::placement;
 use crate::rest::cluster::gpu;
 use crate::rest::container::contradictions;
 use crate::rest::declaration::{
-    command, cpu_range, environment, health_check, image, memory_range, mount_path, port, ports, scale, size,
+    command, cpu_range, disruption_budget, environment, health_check, image, memory_range, mount_path, port,
+    ports, scale, size,
 };
 use crate::units::Bytes;
 use crate::validate::{Cursor, Faults, parse_json, read, shown_text};
@@ -254,6 +256,8 @@ fn container(
         pool.parse("a capacity group id", GroupId::new)
     });
     let persistent = config.member("persistentStorage").optional(persistent);
+    let budget = config.member("disruptionBudget").optional(disruption_budget);
+    let placement = config.member("placement").optional(placement);
     let mut spec = ContainerSpec {
         name: name?,
         capacity_group: capacity_group?,
@@ -270,7 +274,8 @@ fn container(
         service_account: None,
         shared_mounts: Vec::new(),
         links: resource.links.iter().map(|link| link.id.to_owned()).collect(),
-        disruption_budget: None,
+        disruption_budget: budget?,
+        placement: placement?,
     };
     if let Some(persistent) = persistent? {
         volumes(&mut spec, &persistent, context, config, warnings)?;

@@ -5,6 +5,7 @@
 //! machine_id = "i-0123"                     # the cloud's instance id; unique in the cluster
 //! capacity_group = "general"                # set at boot, never changes
 //! zone = "eu-central-1a"                    # default "local"
+//! labels = ["disk=ssd"]                    # what containers may require, prefer or forbid; default none
 //! scheduler = "https://10.0.0.2:7601"       # the node link of the scheduler; of several, with commas between
 //! ca_file = "/etc/berth/ca.pem"             # issuer of the scheduler's certificate
 //! token_file = "/etc/berth/machine-token"   # `hj_...`; read only to enrol
@@ -33,10 +34,11 @@
 //! reserve_memory = "512Mi"                  # default 0
 //! ```
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use berth_api::id::{ClusterId, GroupId, MachineId, Zone};
+use berth_api::id::{ClusterId, GroupId, Label, MachineId, Zone};
 use berth_api::machine::{CpuCapacity, GpuCapacity, MachineCapacity, MemoryCapacity, StorageCapacity};
 use berth_api::units::{Bytes, Cpu};
 use toml::{Table, Value};
@@ -48,6 +50,8 @@ pub struct Config {
     pub machine_id: MachineId,
     pub capacity_group: GroupId,
     pub zone: Zone,
+    /// What containers may ask for of this machine.
+    pub labels: BTreeSet<Label>,
     /// URL of the scheduler's node link; of several with commas between, one after the other is dialled.
     pub scheduler: String,
     pub ca_file: PathBuf,
@@ -143,6 +147,7 @@ fn read(table: Table, faults: &mut Vec<String>) -> Option<Config> {
     let machine_id = keys.parsed("machine_id", MachineId::new);
     let capacity_group = keys.parsed("capacity_group", GroupId::new);
     let zone = keys.parsed_or("zone", "local", Zone::new);
+    let labels = keys.list("labels", Label::new);
     let scheduler = keys.parsed("scheduler", https_urls);
     let ca_file = keys.parsed("ca_file", absolute);
     let token_file = keys.parsed("token_file", absolute);
@@ -195,6 +200,7 @@ fn read(table: Table, faults: &mut Vec<String>) -> Option<Config> {
         machine_id: machine_id?,
         capacity_group: capacity_group?,
         zone: zone?,
+        labels: labels.into_iter().collect(),
         scheduler: scheduler?,
         ca_file: ca_file?,
         token_file: token_file?,

@@ -11,7 +11,7 @@ mod whole;
 use std::net::IpAddr;
 
 use berth_api::container::{ContainerSpec, Granted};
-use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
+use berth_api::id::{ContainerName, GroupId, Label, MachineId, ReplicaId};
 
 use crate::entry::{CapacityWish, Entry, MachineHealthState, Placed};
 use crate::world::{Container, Machine, Replica, World};
@@ -54,6 +54,11 @@ pub enum Violation {
     Misplaced {
         replica_id: ReplicaId,
         fault: &'static str,
+    },
+    #[error("replica {replica_id} wants machine {machine_id} for itself and would share it")]
+    Shared {
+        replica_id: ReplicaId,
+        machine_id: MachineId,
     },
     #[error("replica {replica_id} is placed on machine {machine_id}, which is {status}")]
     NotRunning {
@@ -179,6 +184,28 @@ impl Holder<'_> {
     }
 }
 
+fn has_labels(world: &World, machine: &Machine, spec: &ContainerSpec) -> bool {
+    let Some(rules) = &spec.placement else {
+        return true;
+    };
+    let mut groups = world.spec().capacity_groups.iter();
+    let group = groups.find(|group| group.group_id == machine.spec.capacity_group);
+    let has = |label: &Label| {
+        machine.spec.labels.contains(label) || group.is_some_and(|group| group.labels.contains(label))
+    };
+    rules.requires.iter().all(has) && !rules.forbids.iter().any(has)
+}
+
+/// A replica that has a machine to itself, and does not.
+fn shared<'a>(world: &World, machine: &Machine, holders: &[Holder<'a>]) -> Option<Violation> {
+    let is_alone = |holder: &&Holder<'a>| holder.spec(world).is_some_and(ContainerSpec::is_exclusive);
+    let holder = holders.iter().find(is_alone).filter(|_| holders.len() > 1)?;
+    Some(Violation::Shared {
+        replica_id: holder.replica_id.clone(),
+        machine_id: machine.spec.machine_id.clone(),
+    })
+}
+
 fn declared(container: &Container, revision: u64) -> Option<&ContainerSpec> {
     if container.revision == revision {
         return Some(&container.spec);
@@ -257,6 +284,7 @@ const HOST_PORTS: std::ops::RangeInclusive<u16> = 8001..=8999;
 
 /// What is wrong with a place by itself. `health` and `is_draining` are the machine's at the time of the placement.
 fn misplaced(
+    world: &World,
     container: &Container,
     placed: &Placed,
     machine: &Machine,
@@ -292,6 +320,9 @@ fn misplaced(
         && Some(&gpu.kind) != machine.spec.capacity.gpu.as_ref().map(|gpu| &gpu.kind)
     {
         faults.push("its machine has no GPU of its type");
+    }
+    if !has_labels(world, machine, spec) {
+        faults.push("its machine lacks a label that it requires, or has one that it forbids");
     }
     if placed.host_port.is_some() != spec.load_balancer_target.is_some() {
         faults.push("it has a host port without a load balancer target, or the reverse");

@@ -38,6 +38,7 @@ pub(crate) fn group(id: &str, gpus: u32) -> CapacityGroup {
         },
         min_size: 0,
         max_size: 5,
+        labels: Default::default(),
     }
 }
 
@@ -81,6 +82,7 @@ pub(crate) fn machine(id: &str, group: &str) -> MachineSpec {
             }),
         },
         boot_id: None,
+        labels: Default::default(),
     }
 }
 
@@ -115,6 +117,7 @@ pub(crate) fn stateless(name: &str, count: u32) -> ContainerSpec {
         shared_mounts: vec![],
         links: vec![],
         disruption_budget: None,
+        placement: None,
     }
 }
 

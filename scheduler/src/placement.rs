@@ -7,6 +7,8 @@
 //!
 //! **Filters**, in the order of [`Filter`]; a machine is counted at the first one that rules it out.
 //!
+//! **Labels** that a container prefers count before the choice: as many of them, from the front, as a machine with room has.
+//!
 //! **Choice** among what is left: the machine where the replica was before, when the request names one; else the least of
 //! how far the machine would exceed its share of the container's replicas (soft spread: a third of them, rounded up, or half
 //! of two), how many of them its zone has, what is left of it (best fit), and its place in the order of machine ids.
@@ -43,7 +45,11 @@ pub enum Filter {
     /// The replica's volume is in another zone.
     Zone,
     GpuType,
+    /// It lacks a label that is required, or has one that is forbidden.
+    Label,
     Status,
+    /// It wants a machine for itself and others are there, or the reverse.
+    Exclusive,
     /// The machine reports what no machine has.
     Absurd,
     Cpu,
@@ -64,7 +70,9 @@ impl Filter {
             Self::Group => "group",
             Self::Zone => "zone",
             Self::GpuType => "gpuType",
+            Self::Label => "label",
             Self::Status => "status",
+            Self::Exclusive => "exclusive",
             Self::Absurd => "report",
             Self::Cpu => "cpu",
             Self::Memory => "memory",
@@ -264,10 +272,16 @@ fn place_burst(fleet: &mut Fleet, requests: &[Request<'_>], burst: &[(usize, Ask
 }
 
 fn place_one(fleet: &mut Fleet, request: &Request<'_>, ask: &Ask) -> Result<Place, Box<Unplaced>> {
-    match fleet.engine.choose(ask) {
-        Some(choice) => Ok(fleet.take(choice, ask, request)),
-        None => Err(Box::new(Unplaced::of(fleet, request))),
+    if let Some(choice) = fleet.engine.choose(ask) {
+        return Ok(fleet.take(choice, ask, request));
     }
+    // What it prefers may have been taken since it was asked for.
+    if let Ok(less) = fleet.ask(request)
+        && let Some(choice) = fleet.engine.choose(&less)
+    {
+        return Ok(fleet.take(choice, &less, request));
+    }
+    Err(Box::new(Unplaced::of(fleet, request)))
 }
 
 #[cfg(test)]

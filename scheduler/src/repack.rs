@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_api::id::{ContainerName, GroupId, MachineId, Zone};
+use berth_api::container::ContainerSpec;
+use berth_api::id::{ContainerName, GroupId, Label, MachineId, Zone};
 use berth_api::machine::MachineStatus;
 use berth_api::rest::repack::{KeptMachine, MoveHow, RepackMove, RepackPlanReply};
 
@@ -186,11 +187,14 @@ fn costs(machine: &world::Machine) -> u64 {
     }
 }
 
-/// The numbers that a snapshot has for zones, and for groups with the type of their GPUs.
+/// What decides statically who may run on a machine: its group, the type of its GPUs, its labels.
+type Sort<'a> = (&'a GroupId, Option<&'a String>, BTreeSet<&'a Label>);
+
+/// The numbers that a snapshot has for zones, and for sorts of machines.
 #[derive(Default)]
 struct Numbers<'a> {
     zones: BTreeMap<&'a Zone, u16>,
-    kinds: BTreeMap<(&'a GroupId, Option<&'a String>), u16>,
+    kinds: BTreeMap<Sort<'a>, u16>,
     machines: BTreeMap<&'a MachineId, usize>,
 }
 
@@ -206,7 +210,7 @@ fn snapshot(world: &World, names: &Names<'_>) -> Snapshot {
     let machines = names
         .machines
         .iter()
-        .map(|it| machine(it, disks, &mut numbers))
+        .map(|it| machine(world, it, disks, &mut numbers))
         .collect();
     let replicas = names
         .replicas
@@ -223,16 +227,25 @@ fn snapshot(world: &World, names: &Names<'_>) -> Snapshot {
     }
 }
 
-fn machine<'a>(machine: &'a world::Machine, disks: u64, numbers: &mut Numbers<'a>) -> Machine {
+fn machine<'a>(
+    world: &'a World,
+    machine: &'a world::Machine,
+    disks: u64,
+    numbers: &mut Numbers<'a>,
+) -> Machine {
     let spec = &machine.spec;
     let next = u16::try_from(numbers.zones.len()).expect("fewer than 2^16 zones");
     let zone = *numbers.zones.entry(&spec.zone).or_insert(next);
     let next = u16::try_from(numbers.kinds.len()).expect("fewer than 2^16 kinds");
     let gpu = spec.capacity.gpu.as_ref().map(|gpu| &gpu.kind);
-    let kind = *numbers.kinds.entry((&spec.capacity_group, gpu)).or_insert(next);
+    let sort = (&spec.capacity_group, gpu, world.labels(machine));
+    let kind = *numbers.kinds.entry(sort).or_insert(next);
     let (usable, held) = (machine.usable(), machine.allocated);
     // A machine that came back smaller holds more than it has: nothing more may come.
-    let is_open = machine.status() == MachineStatus::Running && held.fits_in(&usable);
+    let is_held_alone = world
+        .replicas_on(&spec.machine_id)
+        .any(|replica| world.spec_of(replica).is_exclusive());
+    let is_open = machine.status() == MachineStatus::Running && held.fits_in(&usable) && !is_held_alone;
     Machine {
         capacity: Amounts {
             cpu: usable.cpu.max(held.cpu).micros(),
@@ -257,10 +270,10 @@ fn replica(world: &World, names: &Names<'_>, replica: &world::Replica, numbers: 
     let volume = replica.ordinal.and_then(|ordinal| spec.volume(ordinal));
     let held = replica.held(world);
     let gpu = spec.resources.gpu.as_ref().map(|gpu| &gpu.kind);
-    let kinds = numbers
-        .kinds
-        .iter()
-        .filter(|((group, kind), _)| **group == spec.capacity_group && (gpu.is_none() || gpu == *kind));
+    let kinds = numbers.kinds.iter().filter(|((group, kind, labels), _)| {
+        let is_allowed = spec.placement.as_ref().is_none_or(|rules| rules.allow(labels));
+        **group == spec.capacity_group && (gpu.is_none() || gpu == *kind) && is_allowed
+    });
     let zone = volume.and_then(|volume| numbers.zones.get(volume.volume.zone()?));
     Replica {
         needs: Amounts {
@@ -278,6 +291,8 @@ fn replica(world: &World, names: &Names<'_>, replica: &world::Replica, numbers: 
         machine: numbers.machines[&replica.machine_id],
         movable: match (replica.is_live(), machine.status(), replica.ordinal) {
             (false, _, _) | (_, MachineStatus::Unhealthy, _) => Movable::Never,
+            // It would empty one machine to fill another.
+            _ if spec.is_exclusive() => Movable::Never,
             (true, _, Some(_)) => Movable::InZone,
             (true, _, None) => Movable::Freely,
         },
@@ -286,6 +301,17 @@ fn replica(world: &World, names: &Names<'_>, replica: &world::Replica, numbers: 
         zones: zone.map(|zone| vec![*zone]).unwrap_or_default(),
         host_ports: vec![],
     }
+}
+
+/// Whether a machine may be given a replica of this declaration that comes from another.
+fn is_open_to(world: &World, target: &world::Machine, spec: &ContainerSpec) -> bool {
+    let is_allowed = spec
+        .placement
+        .as_ref()
+        .is_none_or(|rules| !rules.exclusive && rules.allow(&world.labels(target)));
+    target.spec.capacity_group == spec.capacity_group
+        && target.status() == MachineStatus::Running
+        && is_allowed
 }
 
 /// Makes the plan on the world's own sums, step by step: every target has room while the sources still hold, in the right
@@ -328,8 +354,7 @@ fn verify(world: &World, names: &Names<'_>, plan: &Plan, limit: Limit) -> Result
                     replica.container
                 ));
             }
-            if target.spec.capacity_group != spec.capacity_group || target.status() != MachineStatus::Running
-            {
+            if !is_open_to(world, target, spec) {
                 return Err(format!(
                     "replica {id} would go to machine {}",
                     target.spec.machine_id

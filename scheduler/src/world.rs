@@ -23,7 +23,7 @@ use std::net::IpAddr;
 use berth_api::assignment::Assignment;
 use berth_api::cluster::{ClusterSpec, Gpu};
 use berth_api::container::{ContainerSpec, Granted};
-use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
+use berth_api::id::{ContainerName, GroupId, Label, MachineId, ReplicaId};
 use berth_api::machine::{AssignedNetwork, MachineSpec, MachineStatus};
 use berth_api::rest::cluster::CapacityReason;
 use berth_api::time::Timestamp;
@@ -208,6 +208,14 @@ impl World {
     #[must_use]
     pub fn token(&self, kind: TokenKind) -> Option<&TokenDigest> {
         self.tokens.get(&kind)
+    }
+
+    /// The labels of a machine and of its group.
+    #[must_use]
+    pub fn labels<'a>(&'a self, machine: &'a Machine) -> BTreeSet<&'a Label> {
+        let group = self.spec.group(&machine.spec.capacity_group);
+        let of_group = group.into_iter().flat_map(|group| &group.labels);
+        machine.spec.labels.iter().chain(of_group).collect()
     }
 
     #[must_use]

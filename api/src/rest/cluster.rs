@@ -1,5 +1,7 @@
 //! Bodies of cluster operations: clusters, capacity groups, tokens, the capacity plan.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -10,6 +12,7 @@ use crate::cluster::{
     Platform,
 };
 use crate::id::{ClusterId, GroupId, MachineId, ReplicaId, Zone};
+use crate::placement::labels;
 use crate::time::Timestamp;
 use crate::units::{Bytes, Cpu, cpu_number};
 use crate::validate::{Cursor, Faults, read};
@@ -403,11 +406,13 @@ fn group(cursor: &Cursor<'_>) -> Option<CapacityGroup> {
             .member("minSize")
             .refuse(format!("{min} is above maxSize {max}; write at most {max}"));
     }
+    let labels = cursor.member("labels").or(BTreeSet::new(), labels);
     Some(CapacityGroup {
         group_id: group_id?,
         profile: profile?,
         min_size: min_size?,
         max_size: max_size?,
+        labels: labels?,
     })
 }
 

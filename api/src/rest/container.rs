@@ -12,6 +12,7 @@ use crate::container::{
     ServiceAccountTarget,
 };
 use crate::id::{ClusterId, ContainerName, GroupId, MachineId, ReplicaId};
+use crate::placement::PlacementRules;
 use crate::replica::WireReplicaStatus;
 use crate::time::Timestamp;
 use crate::volume::{OrdinalVolume, SharedMount};
@@ -107,6 +108,8 @@ pub struct ContainerConfig {
     pub links: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disruption_budget: Option<DisruptionBudget>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<PlacementRules>,
     #[serde(default)]
     pub status: ContainerStatus,
     /// Explicit null when absent: older clients require the member.
@@ -147,6 +150,7 @@ impl ContainerConfig {
             shared_mounts: spec.shared_mounts.clone(),
             links: spec.links.clone(),
             disruption_budget: spec.disruption_budget,
+            placement: spec.placement.clone(),
             status: state.status,
             status_reason: state.reason,
             status_message: state.message,

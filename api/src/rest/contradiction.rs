@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cluster::Platform;
 use crate::container::{ContainerSpec, LoadBalancerTarget, Scale, ServiceAccountTarget};
+use crate::placement::placement_faults;
 use crate::validate::Fault;
 use crate::volume::EPHEMERAL_MOUNT_PATH;
 
@@ -51,6 +52,7 @@ pub fn contradictions(spec: &ContainerSpec, platform: Platform) -> Vec<Fault> {
     if spec.links.iter().any(|link| link == spec.name.as_str()) {
         fault("links", format!("{} cannot link to itself", spec.name));
     }
+    faults.extend(spec.placement.iter().flat_map(placement_faults));
     faults.extend(volume_faults(spec, platform));
     faults.extend(mount_faults(spec));
     faults

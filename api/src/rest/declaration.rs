@@ -14,6 +14,7 @@ use crate::container::{
     default_target_memory_percent,
 };
 use crate::id::{ContainerName, GroupId, Zone};
+use crate::placement::placement;
 use crate::units::{Bytes, Cpu};
 use crate::validate::{Cursor, Faults, INT64_MAX, read};
 use crate::volume::{OrdinalVolume, SharedMount, VolumeTarget};
@@ -63,6 +64,7 @@ fn container(cursor: &Cursor<'_>, cluster: &ClusterSpec) -> Option<ContainerSpec
         .or(Vec::new(), |mounts| mounts.list(shared_mount));
     let links = cursor.member("links").or(Vec::new(), |links| links.list(link));
     let budget = cursor.member("disruptionBudget").optional(disruption_budget);
+    let placement = cursor.member("placement").optional(placement);
     Some(ContainerSpec {
         name: name?,
         capacity_group: capacity_group?,
@@ -80,6 +82,7 @@ fn container(cursor: &Cursor<'_>, cluster: &ClusterSpec) -> Option<ContainerSpec
         shared_mounts: shared_mounts?,
         links: links?,
         disruption_budget: budget?,
+        placement: placement?,
     })
 }
 

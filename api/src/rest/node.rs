@@ -1,6 +1,6 @@
 //! Bodies of the node's side of the API (register, heartbeat, posted events) and of the list of machines.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
@@ -11,11 +11,12 @@ use crate::assignment::Assignment;
 use crate::cluster::Platform;
 use crate::container::{HealthCheck, LoadBalancerTarget, ServiceAccountTarget};
 use crate::event::{self, Event};
-use crate::id::{ClusterId, ContainerName, GroupId, MachineId, ReplicaId, Zone};
+use crate::id::{ClusterId, ContainerName, GroupId, Label, MachineId, ReplicaId, Zone};
 use crate::machine::{
     AssignedNetwork, CpuCapacity, GpuCapacity, MACHINE_BYTES_MAX, MACHINE_CPU_MAX, MACHINE_GPUS_MAX,
     MachineCapacity, MachineHealth, MachineSpec, MachineStatus, MemoryCapacity, StorageCapacity,
 };
+use crate::placement::labels;
 use crate::replica::WireReplicaStatus;
 use crate::time::Timestamp;
 use crate::units::{Bytes, Cpu, cpu_number};
@@ -69,6 +70,7 @@ fn machine_spec(cursor: &Cursor<'_>) -> Option<MachineSpec> {
     let boot_id = cursor
         .member("bootId")
         .optional(|boot_id| boot_id.text_sized(1..=64));
+    let labels = cursor.member("labels").or(BTreeSet::new(), labels);
     Some(MachineSpec {
         machine_id: machine_id?,
         capacity_group: capacity_group?,
@@ -78,6 +80,7 @@ fn machine_spec(cursor: &Cursor<'_>) -> Option<MachineSpec> {
         wireguard_endpoint: wireguard_endpoint?,
         capacity: capacity?,
         boot_id: boot_id?.map(str::to_owned),
+        labels: labels?,
     })
 }
 
@@ -574,6 +577,9 @@ pub struct MachineSummary {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub container_cidr: Option<ipnet::Ipv4Net>,
+    /// Its own and those of its group.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub labels: BTreeSet<Label>,
     #[serde(default)]
     pub health: MachineHealth,
 }

@@ -9,6 +9,7 @@ use super::node::HeartbeatRequest;
 use crate::cluster::Gpu;
 use crate::container::{DisruptionBudget, LoadBalancerTarget, ProbeMethod, ServiceAccountTarget};
 use crate::id::{ContainerName, GroupId};
+use crate::placement::PlacementRules;
 use crate::units::{Cpu, SizeText};
 use crate::volume::{OrdinalVolume, SharedMount};
 
@@ -108,6 +109,8 @@ pub struct CreateContainerRequest {
     pub links: Option<Vec<String>>,
     /// Berth's addition: how many replicas a drain may take away at a time.
     pub disruption_budget: Option<DisruptionBudget>,
+    /// Berth's addition: which machines its replicas may run on, and whether each has one to itself.
+    pub placement: Option<PlacementRules>,
 }
 
 /// A port of a replica.
@@ -151,6 +154,8 @@ pub struct UpdateContainerRequest {
     pub links: Option<Vec<String>>,
     /// Berth's addition; null removes it.
     pub disruption_budget: Option<DisruptionBudget>,
+    /// Berth's addition: which machines its replicas may run on, and whether each has one to itself.
+    pub placement: Option<PlacementRules>,
 }
 
 /// Body of `PATCH /clusters/{c}`.

@@ -15,6 +15,7 @@ use crate::cluster::ClusterSpec;
 use crate::container::{
     ContainerSpec, DisruptionBudget, HealthCheck, Resources, Scale, ServiceAccountTarget,
 };
+use crate::placement::{PlacementRules, placement};
 use crate::validate::{Cursor, Faults, read};
 use crate::volume::{OrdinalVolume, SharedMount};
 
@@ -36,6 +37,7 @@ pub struct ContainerUpdate {
     pub shared_mounts: Option<Vec<SharedMount>>,
     pub links: Option<Vec<String>>,
     pub disruption_budget: Option<Option<DisruptionBudget>>,
+    pub placement: Option<Option<PlacementRules>>,
 }
 
 impl ContainerUpdate {
@@ -66,6 +68,7 @@ impl ContainerUpdate {
                 .optional(|mounts| mounts.list(shared_mount));
             let links = cursor.member("links").optional(|links| links.list(link));
             let budget = removable(&cursor.member("disruptionBudget"), disruption_budget);
+            let placement = removable(&cursor.member("placement"), placement);
             fixed?;
             Some(Self {
                 image: image?,
@@ -79,6 +82,7 @@ impl ContainerUpdate {
                 shared_mounts: shared_mounts?,
                 links: links?,
                 disruption_budget: budget?,
+                placement: placement?,
             })
         })
     }
@@ -102,6 +106,7 @@ impl ContainerUpdate {
         set(&mut spec.shared_mounts, &self.shared_mounts);
         set(&mut spec.links, &self.links);
         set(&mut spec.disruption_budget, &self.disruption_budget);
+        set(&mut spec.placement, &self.placement);
         Faults::check(contradictions(&spec, cluster.platform))?;
         Ok(spec)
     }

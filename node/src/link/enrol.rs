@@ -169,5 +169,6 @@ fn machine(config: &Config, boot_id: &str) -> MachineSpec {
         wireguard_endpoint: config.wireguard_endpoint.clone(),
         capacity: config.capacity.clone(),
         boot_id: Some(boot_id.to_owned()),
+        labels: config.labels.clone(),
     }
 }

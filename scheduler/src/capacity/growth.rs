@@ -87,8 +87,13 @@ fn too_large(world: &World, group: &CapacityGroup, bin: &Allocated, unmet: &Unme
     let wanted = spec.resources.gpu.as_ref().map(|gpu| &gpu.kind);
     let offered = group.profile.gpu.as_ref().map(|gpu| &gpu.kind);
     let other_gpu = (wanted.is_some() && wanted != offered).then_some((Filter::GpuType, 0, 0));
+    let is_allowed = spec
+        .placement
+        .as_ref()
+        .is_none_or(|rules| rules.allow(&group.labels.iter().collect()));
+    let other_label = (!is_allowed).then_some((Filter::Label, 0, 0));
     let excess = dimensions.into_iter().find(|(_, needs, has)| needs > has);
-    let (filter, needs, has) = other_gpu.or(excess)?;
+    let (filter, needs, has) = other_gpu.or(other_label).or(excess)?;
     Some(TooLarge {
         container: unmet.container.clone(),
         ordinal: unmet.ordinal,

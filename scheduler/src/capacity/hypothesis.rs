@@ -89,6 +89,8 @@ impl<'a> Hypothesis<'a> {
                 }),
             },
             boot_id: None,
+            // Those of its group count for it, as for every machine.
+            labels: std::collections::BTreeSet::new(),
         };
         let Some(entry) = self.world.registration(spec, Timestamp::default()) else {
             return false;

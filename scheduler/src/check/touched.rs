@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use berth_api::container::{Granted, Scale};
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
 
-use super::{Holder, Violation, is_grant, misplaced, out_of_bounds, over_capacity, sum, wrong_sum};
+use super::{Holder, Violation, is_grant, misplaced, out_of_bounds, over_capacity, shared, sum, wrong_sum};
 use crate::entry::{Entry, MachineHealthState, Placed};
 use crate::world::World;
 
@@ -180,7 +180,8 @@ impl<'a> Overlay<'a> {
             return inapplicable(format!("replica {id} is granted what it cannot have"));
         }
         let health = self.health.get(&placed.machine_id).copied();
-        let faults = misplaced(container, placed, machine, health.unwrap_or(machine.health));
+        let health = health.unwrap_or(machine.health);
+        let faults = misplaced(self.before, container, placed, machine, health);
         self.violations.extend(faults);
         for other in self.holders(&placed.machine_id) {
             if other.ip == placed.ip {
@@ -272,6 +273,10 @@ impl<'a> Overlay<'a> {
             if given.contains(id) {
                 let held = sum(self.before, self.holders(id));
                 self.violations.extend(over_capacity(machine, held));
+            }
+            if self.on.get(id).is_some_and(|placed| !placed.is_empty()) {
+                let holders = self.holders(id);
+                self.violations.extend(shared(self.before, machine, &holders));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use berth_api::id::{MachineId, ReplicaId};
 
-use super::{Holder, Violation, misplaced, out_of_bounds, over_capacity, sum, wrong_sum};
+use super::{Holder, Violation, misplaced, out_of_bounds, over_capacity, shared, sum, wrong_sum};
 use crate::entry::Entry;
 use crate::world::{Machine, Replica, World};
 
@@ -20,7 +20,7 @@ pub(super) fn check(before: &World, entries: &[Entry]) -> Vec<Violation> {
             && let Some(machine) = after.machine(&placed.machine_id)
             && let Some(container) = after.container(&placed.container)
         {
-            violations.extend(misplaced(container, placed, machine, machine.health));
+            violations.extend(misplaced(&after, container, placed, machine, machine.health));
         }
         if let Entry::CapacityWished(wish) = entry {
             violations.extend(out_of_bounds(&after, wish));
@@ -63,6 +63,10 @@ fn capacity(before: &World, after: &World, machine: &Machine, violations: &mut V
     // A machine that came back smaller may hold more than it has; it must not be given more.
     if replicas().any(|replica| is_new(before, replica) || is_resized(before, replica)) {
         violations.extend(over_capacity(machine, held));
+    }
+    if replicas().any(|replica| is_new(before, replica)) {
+        let holders: Vec<Holder<'_>> = replicas().map(Holder::from).collect();
+        violations.extend(shared(after, machine, &holders));
     }
     violations.extend(wrong_sum(machine, held));
 }

@@ -1,11 +1,13 @@
 //! What a caller may change, each in one step of a [`Draft`]. Every change is safe to repeat.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use berth_api::cluster::{CapacityGroup, ClusterSpec};
 use berth_api::container::ContainerSpec;
-use berth_api::id::{ContainerName, GroupId, MachineId};
+use berth_api::id::{ContainerName, GroupId, Label, MachineId};
 use berth_api::machine::{AssignedNetwork, MachineSpec};
+use berth_api::placement::{CLUSTER_LABELS_MAX, PlacementRules};
 use berth_api::validate::{Fault, Faults};
 
 use super::{Draft, Put};
@@ -289,7 +291,30 @@ fn require_group(draft: &Draft<'_>, group: &GroupId) -> Result<(), Refused> {
     ))
 }
 
+/// Placement has a bit for each label that any container names.
+fn require_few_labels(draft: &Draft<'_>, spec: &ContainerSpec) -> Result<(), Refused> {
+    let Some(rules) = &spec.placement else {
+        return Ok(());
+    };
+    let containers = draft.world().containers().iter();
+    let others = containers.filter(|(name, _)| **name != spec.name);
+    let others = others.filter_map(|(_, container)| container.spec.placement.as_ref());
+    let named: BTreeSet<&Label> = others.chain([rules]).flat_map(PlacementRules::labels).collect();
+    if named.len() <= CLUSTER_LABELS_MAX {
+        return Ok(());
+    }
+    let problem = format!(
+        "the containers of the cluster would name {} labels, and may name {CLUSTER_LABELS_MAX}; name fewer different ones",
+        named.len()
+    );
+    Err(Refused::invalid(
+        "too_many_labels",
+        Faults::one("placement", problem),
+    ))
+}
+
 fn append_put(draft: &mut Draft<'_>, spec: ContainerSpec) -> Result<(), Refused> {
+    require_few_labels(draft, &spec)?;
     let entry = draft.world().put(spec, draft.now.wall);
     draft.append(entry)
 }

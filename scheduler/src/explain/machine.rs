@@ -175,6 +175,11 @@ impl Context<'_> {
         if let Some(deadline) = machine.drain_deadline {
             facts.push(("drain deadline".to_owned(), deadline.to_string()));
         }
+        let labels = self.world.labels(machine);
+        if !labels.is_empty() {
+            let labels: Vec<&str> = labels.iter().map(|label| label.as_str()).collect();
+            facts.push(("labels".to_owned(), labels.join(", ")));
+        }
         if usable.gpus > 0 {
             facts.push((
                 "gpus".to_owned(),

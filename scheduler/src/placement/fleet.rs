@@ -7,8 +7,9 @@ use std::net::IpAddr;
 
 use berth_api::cluster::Platform;
 use berth_api::container::{ContainerSpec, HOST_PORTS};
-use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId, Zone};
+use berth_api::id::{ContainerName, GroupId, Label, MachineId, ReplicaId, Zone};
 use berth_api::machine::MachineStatus;
+use berth_api::placement::{CLUSTER_LABELS_MAX, PlacementRules};
 use berth_api::volume::VolumeTarget;
 
 use super::engine::{
@@ -40,6 +41,7 @@ pub(super) struct Group {
     pub profile: Allocated,
     pub gpu_type: Option<String>,
     pub max_size: u32,
+    pub labels: BTreeSet<Label>,
 }
 
 /// The engine's numbers for names.
@@ -49,6 +51,8 @@ struct Numbers {
     zones: BTreeMap<Zone, u16>,
     /// From 1: zero is a machine without GPUs.
     gpu_types: BTreeMap<String, u16>,
+    /// Only those that containers name: no other can matter.
+    labels: BTreeMap<Label, u8>,
 }
 
 /// One machine.
@@ -61,6 +65,10 @@ pub struct Slot {
     /// What replicas may use in all.
     pub usable: Allocated,
     pub gpu_type: Option<String>,
+    /// Those that containers name.
+    pub labels: BTreeSet<Label>,
+    /// A replica on it wants it for itself.
+    pub is_held_alone: bool,
     /// None for a machine whose report is absurd: nothing is placed there.
     pub(super) index: Option<MachineIdx>,
     /// First three octets of its addresses.
@@ -155,6 +163,7 @@ impl Fleet {
                 profile,
                 gpu_type: group.profile.gpu.as_ref().map(|gpu| gpu.kind.clone()),
                 max_size: group.max_size,
+                labels: group.labels.clone(),
             };
             (group.group_id.clone(), group_value)
         });
@@ -164,6 +173,7 @@ impl Fleet {
         });
         let mut numbers = Numbers::default();
         let mix = mix_of(world, &mut numbers);
+        numbers.labels = label_numbers(world);
         let mut fleet = Self {
             engine: Engine::with_mix(mix),
             slots: vec![],
@@ -196,8 +206,14 @@ impl Fleet {
 
     fn add_machine(&mut self, world: &World, machine: &Machine) {
         let mut slot = Slot::of(machine);
+        let labels = world.labels(machine).into_iter();
+        slot.labels = labels
+            .filter(|label| self.numbers.labels.contains_key(*label))
+            .cloned()
+            .collect();
         let mut disks = 0u8;
         for replica in world.replicas_on(&machine.spec.machine_id) {
+            slot.is_held_alone |= world.spec_of(replica).is_exclusive();
             if let IpAddr::V4(address) = replica.ip {
                 slot.take_host(address.octets()[3]);
             }
@@ -223,8 +239,11 @@ impl Fleet {
 
     /// Adds a machine that the world does not have, as if it ran.
     pub fn add_newcomer(&mut self, newcomer: Newcomer) {
+        let labels = self.groups.get(&newcomer.group).map(|group| group.labels.clone());
         let slot = Slot {
             machine_id: newcomer.machine_id,
+            labels: labels.unwrap_or_default(),
+            is_held_alone: false,
             group: newcomer.group,
             zone: newcomer.zone,
             status: MachineStatus::Running,
@@ -250,7 +269,7 @@ impl Fleet {
             group: number(&mut self.numbers.groups, &slot.group, 0),
             zone: number(&mut self.numbers.zones, &slot.zone, 0),
             gpu_model,
-            traits: 0,
+            traits: self.bits(&slot.labels),
         };
         // Machines of a group are compared by the profile of the group, so that what each of them reports, which differs
         // by kilobytes, makes no kinds of its own.
@@ -270,7 +289,8 @@ impl Fleet {
                 scale,
                 disk_slots: self.disk_slots.saturating_sub(disks),
                 host_ports: slot.free_host_ports(),
-                addresses: slot.free_hosts(),
+                // One that wants the machine for itself takes all of them, and so does any other from it.
+                addresses: if slot.is_held_alone { 0 } else { slot.free_hosts() },
             };
             // An absurd report leaves the machine out, and the explanations say so.
             slot.index = self.engine.add_machine(&machine).ok();
@@ -323,11 +343,24 @@ impl Fleet {
         (Some(writer) != request.instead_of).then(|| writer.clone())
     }
 
+    fn bits<'a>(&self, labels: impl IntoIterator<Item = &'a Label>) -> u64 {
+        let numbers = labels
+            .into_iter()
+            .filter_map(|label| self.numbers.labels.get(label));
+        numbers.fold(0, |bits, number| bits | 1 << number)
+    }
+
+    /// Whether a machine has what the rules require and nothing that they forbid.
+    pub(super) fn is_allowed(rules: Option<&PlacementRules>, labels: &BTreeSet<Label>) -> bool {
+        rules.is_none_or(|rules| rules.allow(&labels.iter().collect()))
+    }
+
     /// What the request asks of the engine.
     pub(super) fn demand(&self, request: &Request<'_>) -> Demand {
         let spec = request.spec;
         let volume = request.ordinal.and_then(|ordinal| spec.volume(ordinal));
         let known = |number: Option<&u16>| Some(number.copied().unwrap_or(NOWHERE));
+        let rules = spec.placement.as_ref();
         let zone = volume.and_then(|volume| volume.volume.zone());
         let gpu_type = spec.resources.gpu.as_ref().map(|gpu| &gpu.kind);
         let model = gpu_type.map(|kind| self.numbers.gpu_types.get(kind).copied());
@@ -340,11 +373,11 @@ impl Fleet {
             models: model.map_or(0, |model| model_bit(model.unwrap_or(0))),
             group: known(self.numbers.groups.get(&spec.capacity_group)),
             zone: zone.and_then(|zone| known(self.numbers.zones.get(zone))),
-            required: 0,
-            forbidden: 0,
+            required: rules.map_or(0, |rules| self.bits(&rules.requires)),
+            forbidden: rules.map_or(0, |rules| self.bits(&rules.forbids)),
             disk_slots: u8::from(volume.is_some_and(|volume| needs_slot(&volume.volume))),
             host_ports: u16::from(needs_host_port(spec)),
-            addresses: 1,
+            addresses: if spec.is_exclusive() { HOSTS } else { 1 },
         }
     }
 
@@ -355,11 +388,28 @@ impl Fleet {
         let prefer = request
             .prefer
             .and_then(|id| self.slots[*self.by_id.get(id)?].index);
-        Ok(Ask {
+        let ask = Ask {
             class,
             spread: self.spreads.get(&request.spec.name).copied(),
             prefer,
-        })
+        };
+        Ok(self.preferring(ask, request).unwrap_or(ask))
+    }
+
+    /// The request with as many of the labels that it prefers, from the front, as any machine with room has; none when it
+    /// prefers none, or has none of them.
+    fn preferring(&mut self, ask: Ask, request: &Request<'_>) -> Option<Ask> {
+        let preferred = &request.spec.placement.as_ref()?.prefers;
+        let demand = *self.engine.demand(ask.class);
+        for count in (1..=preferred.len()).rev() {
+            let required = demand.required | self.bits(&preferred[..count]);
+            let class = self.engine.class(&Demand { required, ..demand }).ok()?;
+            let attempt = Ask { class, ..ask };
+            if self.engine.choose(&attempt).is_some() {
+                return Some(attempt);
+            }
+        }
+        None
     }
 
     /// Gives a request its place on a machine that the engine chose.
@@ -375,6 +425,7 @@ impl Fleet {
         let slot = &mut self.slots[self.by_index[number]];
         let host = slot.free_host().expect("the engine counts the free addresses");
         slot.take_host(host);
+        slot.is_held_alone |= request.spec.is_exclusive();
         slot.next_host = if host == HOST_MAX { HOST_MIN } else { host + 1 };
         let host_port = needs_host_port(request.spec).then(|| {
             slot.free_host_port()
@@ -428,6 +479,19 @@ impl Fleet {
     }
 }
 
+/// A bit for each label that a container names, in their order.
+fn label_numbers(world: &World) -> BTreeMap<Label, u8> {
+    let containers = world.containers().values();
+    let rules = containers.filter_map(|container| container.spec.placement.as_ref());
+    let named: BTreeSet<&Label> = rules.flat_map(PlacementRules::labels).collect();
+    // A cluster refuses to name more; see `CLUSTER_LABELS_MAX`.
+    let named = named.into_iter().take(CLUSTER_LABELS_MAX).cloned();
+    named.zip(0..).collect()
+}
+
+/// Addresses of a machine that nobody has.
+const HOSTS: u8 = HOST_MAX - HOST_MIN + 1;
+
 /// The number of a group or a zone that no machine is in.
 const NOWHERE: u16 = u16::MAX;
 
@@ -466,12 +530,19 @@ impl Slot {
             status: machine.status(),
             usable: machine.usable(),
             gpu_type: machine.spec.capacity.gpu.as_ref().map(|gpu| gpu.kind.clone()),
+            labels: BTreeSet::new(),
+            is_held_alone: false,
             index: None,
             network: [a, b, c],
             hosts: [0; 4],
             next_host: machine.next_host,
             host_ports: BTreeSet::new(),
         }
+    }
+
+    /// Whether nothing is on it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.free_hosts() == HOSTS
     }
 
     fn take_host(&mut self, host: u8) {

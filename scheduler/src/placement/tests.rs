@@ -13,6 +13,8 @@ use crate::decide::request;
 use crate::entry::Entry;
 use crate::fixture::{Town, group, machine, stateful, stateless};
 
+mod rules;
+
 /// The sentence that explains why one more replica has no place, and what would help.
 fn explained(town: &Town, container: &str, ordinal: Option<u32>) -> String {
     let name = ContainerName::new(container).unwrap();

@@ -1,14 +1,14 @@
 //! Why a replica found no machine, as data: counts, the nearest miss, what would help.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use berth_api::id::{GroupId, MachineId, ReplicaId, Zone};
+use berth_api::id::{GroupId, Label, MachineId, ReplicaId, Zone};
 use berth_api::machine::MachineStatus;
 use berth_api::units::{Bytes, Cpu};
 
 use super::engine::{Demand, DemandFault};
-use super::fleet::{Fleet, Slot};
+use super::fleet::{Fleet, Group, Slot};
 use super::{Filter, Request};
 use crate::world::Allocated;
 
@@ -29,6 +29,8 @@ pub struct Unplaced {
     pub machines: u32,
     /// Where the volume is that binds it to a zone.
     pub bound_to: Option<(String, Zone)>,
+    /// It wants a machine for itself.
+    pub is_exclusive: bool,
 }
 
 /// All that one machine lacks.
@@ -64,6 +66,14 @@ pub enum Why {
         miss: Miss,
     },
     /// No machine of the group takes replicas now.
+    /// The labels of every machine of the group, or of the group where it has none, rule it out.
+    NoLabel {
+        group: GroupId,
+        /// What is required and no machine has.
+        missing: Vec<Label>,
+        /// What is forbidden and there is.
+        present: Vec<Label>,
+    },
     NoneRunning {
         group: GroupId,
         machines: u32,
@@ -124,6 +134,12 @@ pub enum Help {
     GpuGroup {
         gpu_type: String,
     },
+    /// Machines of the group with these labels, and without those.
+    Label {
+        group: GroupId,
+        required: Vec<Label>,
+        forbidden: Vec<Label>,
+    },
 }
 
 impl Unplaced {
@@ -137,6 +153,7 @@ impl Unplaced {
             statuses: vec![],
             machines: 0,
             bound_to: None,
+            is_exclusive: false,
         }
     }
 
@@ -178,6 +195,7 @@ impl Unplaced {
             bound_to: need
                 .volume
                 .map(|(volume, zone)| (volume.to_owned(), zone.clone())),
+            is_exclusive: request.spec.is_exclusive(),
             ..Self::because(why(fleet, request, &by_filter), vec![])
         };
         unplaced.would_help = helps(fleet, request, &unplaced, &by_filter);
@@ -222,7 +240,15 @@ impl<'a> Need<'a> {
                 Filter::GpuType,
                 gpu.is_some_and(|gpu| slot.gpu_type.as_ref() != Some(&gpu.kind)),
             ),
+            (
+                Filter::Label,
+                !Fleet::is_allowed(spec.placement.as_ref(), &slot.labels),
+            ),
             (Filter::Status, slot.status != MachineStatus::Running),
+            (
+                Filter::Exclusive,
+                slot.is_held_alone || spec.is_exclusive() && !slot.is_empty(),
+            ),
         ];
         let (Some(free), Some((disks, addresses, ports))) = (fleet.free(slot), fleet.counts(slot)) else {
             let known = stands_out.into_iter().find(|(_, is_out)| *is_out);
@@ -307,6 +333,9 @@ fn why(fleet: &Fleet, request: &Request<'_>, by_filter: &BTreeMap<Filter, Vec<&S
             return Why::LargerThanMachine { group, miss };
         }
     }
+    if let Some(why) = no_label(known, request, &members) {
+        return why;
+    }
     if members.is_empty() {
         return Why::GroupEmpty {
             group,
@@ -320,6 +349,56 @@ fn why(fleet: &Fleet, request: &Request<'_>, by_filter: &BTreeMap<Filter, Vec<&S
     } else {
         Why::NoRoom { group, machines }
     }
+}
+
+/// When labels alone rule out every machine that the group has, or would have.
+fn no_label(group: &Group, request: &Request<'_>, members: &[&Slot]) -> Option<Why> {
+    let rules = request.spec.placement.as_ref()?;
+    let of_members: Vec<&BTreeSet<Label>> = if members.is_empty() {
+        vec![&group.labels]
+    } else {
+        members.iter().map(|slot| &slot.labels).collect()
+    };
+    let is_out = |labels: &&BTreeSet<Label>| !Fleet::is_allowed(Some(rules), labels);
+    if !of_members.iter().all(is_out) {
+        return None;
+    }
+    let anywhere = |label: &&Label| of_members.iter().any(|labels| labels.contains(*label));
+    let required = rules.requires.iter();
+    let mut missing: Vec<Label> = required
+        .clone()
+        .filter(|label| !anywhere(label))
+        .cloned()
+        .collect();
+    let present: Vec<Label> = rules.forbids.iter().filter(anywhere).cloned().collect();
+    if missing.is_empty() && present.is_empty() {
+        // Each is somewhere, and nowhere are all of them.
+        missing = required.cloned().collect();
+    }
+    Some(Why::NoLabel {
+        group: request.spec.capacity_group.clone(),
+        missing,
+        present,
+    })
+}
+
+fn label_help(group: &GroupId, required: &[Label], forbidden: &[Label]) -> String {
+    let mut parts = vec![];
+    if !required.is_empty() {
+        parts.push(format!("the labels {}", words(required)));
+    }
+    if !forbidden.is_empty() {
+        parts.push(format!("none of the labels {}", words(forbidden)));
+    }
+    format!(
+        "give a machine of group {group} {}, by its registration or by its group; or ask for others",
+        parts.join(" and ")
+    )
+}
+
+fn words(labels: &[Label]) -> String {
+    let labels: Vec<&str> = labels.iter().map(Label::as_str).collect();
+    labels.join(", ")
 }
 
 fn helps(
@@ -336,6 +415,15 @@ fn helps(
         }],
         Why::VolumeInUse { by } => vec![Help::StopWriter { by: by.clone() }],
         Why::Impossible { .. } => vec![Help::Redeclare],
+        Why::NoLabel { group, .. } => {
+            let rules = request.spec.placement.as_ref();
+            let list = |labels: &BTreeSet<Label>| labels.iter().cloned().collect();
+            vec![Help::Label {
+                group: group.clone(),
+                required: rules.map_or_else(Vec::new, |rules| list(&rules.requires)),
+                forbidden: rules.map_or_else(Vec::new, |rules| list(&rules.forbids)),
+            }]
+        }
         Why::GroupEmpty { .. } | Why::NoneRunning { .. } | Why::NoRoom { .. } => {
             room_helps(fleet, request, unplaced, by_filter)
         }
@@ -405,7 +493,9 @@ fn amount(filter: Filter, of: &Allocated) -> Option<u64> {
         Filter::Group
         | Filter::Zone
         | Filter::GpuType
+        | Filter::Label
         | Filter::Status
+        | Filter::Exclusive
         | Filter::Absurd
         | Filter::DiskSlot
         | Filter::HostPort
@@ -432,7 +522,9 @@ fn quantity(filter: Filter, amount: u64) -> String {
         Filter::Group
         | Filter::Zone
         | Filter::GpuType
+        | Filter::Label
         | Filter::Status
+        | Filter::Exclusive
         | Filter::Absurd
         | Filter::DiskSlot
         | Filter::HostPort
@@ -465,6 +557,28 @@ impl fmt::Display for Why {
                     "it is larger than any machine of capacity group {group}: {miss}"
                 )
             }
+            Self::NoLabel {
+                group,
+                missing,
+                present,
+            } => match (missing.is_empty(), present.is_empty()) {
+                (false, true) => write!(
+                    f,
+                    "no machine of capacity group {group} has label {}",
+                    words(missing)
+                ),
+                (true, _) => write!(
+                    f,
+                    "every machine of capacity group {group} that it could use has a label that it forbids: {}",
+                    words(present)
+                ),
+                (false, false) => write!(
+                    f,
+                    "no machine of capacity group {group} has label {} and is without {}",
+                    words(missing),
+                    words(present)
+                ),
+            },
             Self::NoneRunning { group, machines } => {
                 write!(
                     f,
@@ -507,6 +621,12 @@ impl Unplaced {
                 });
                 statuses.collect::<Vec<_>>().join(", ")
             }
+            Filter::Label => format!("{count} {lack} a label that it requires, or have one that it forbids"),
+            Filter::Exclusive if self.is_exclusive => {
+                let run = if count == 1 { "runs" } else { "run" };
+                format!("{count} {run} other replicas, and it wants a machine for itself")
+            }
+            Filter::Exclusive => format!("{count} {are} another's that wants the machine for itself"),
             Filter::Absurd => format!("{count} reported more than any machine has"),
             Filter::Cpu => format!("{count} {lack} cpu{largest}"),
             Filter::Memory => format!("{count} {lack} memory{largest}"),
@@ -593,6 +713,11 @@ impl fmt::Display for Help {
                 f.write_str("a host port between 8001 and 8999 becomes free on a machine with room")
             }
             Self::CreateGroup { group } => write!(f, "add capacity group {group} to the cluster"),
+            Self::Label {
+                group,
+                required,
+                forbidden,
+            } => f.write_str(&label_help(group, required, forbidden)),
             Self::GpuGroup { gpu_type } => {
                 write!(
                     f,

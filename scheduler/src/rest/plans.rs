@@ -165,6 +165,12 @@ fn too_large(it: &TooLarge) -> String {
             it.container
         );
     }
+    if it.filter == crate::placement::Filter::Label {
+        return format!(
+            "container {} asks for labels that new machines of the group do not have: no number of machines helps",
+            it.container
+        );
+    }
     let miss = Miss {
         filter: it.filter,
         machine_id: None,

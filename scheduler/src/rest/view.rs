@@ -88,11 +88,11 @@ pub(super) fn machines(world: &World, observed: &Observed) -> Vec<MachineSummary
     world
         .machines()
         .values()
-        .map(|machine| self::machine(machine, observed))
+        .map(|machine| self::machine(world, machine, observed))
         .collect()
 }
 
-fn machine(machine: &Machine, observed: &Observed) -> MachineSummary {
+fn machine(world: &World, machine: &Machine, observed: &Observed) -> MachineSummary {
     let (spec, capacity) = (&machine.spec, &machine.spec.capacity);
     let said = observed.machines.get(&spec.machine_id);
     MachineSummary {
@@ -123,6 +123,7 @@ fn machine(machine: &Machine, observed: &Observed) -> MachineSummary {
         }),
         vpc_ip: Some(spec.vpc_ip),
         container_cidr: Some(machine.network.cidr),
+        labels: world.labels(machine).into_iter().cloned().collect(),
         health: said.map(|said| said.health.clone()).unwrap_or_default(),
     }
 }

@@ -153,6 +153,7 @@ pub(super) fn machines(chance: &mut Chance) -> Vec<Machine> {
                     }),
                 },
                 boot_id: None,
+                labels: Default::default(),
             })
         })
         .collect()
@@ -225,6 +226,7 @@ fn declare(chance: &mut Chance, name: &str, stateful: bool) -> ContainerSpec {
         shared_mounts: vec![],
         links: vec![],
         disruption_budget: None,
+        placement: None,
     }
 }
 

@@ -64,6 +64,7 @@ impl Scheduler {
             },
             min_size: 1,
             max_size: 10,
+            labels: Default::default(),
         };
         let created = Entry::ClusterCreated {
             spec: ClusterSpec {

@@ -12,6 +12,7 @@ mod harness;
 mod idempotency;
 mod limits;
 mod operations;
+mod placement;
 mod plans;
 mod protocol;
 mod watch;
