@@ -4,13 +4,15 @@
 //! Files in the data directory, made at the first start: `ca.key` and `platform.key` (only for this user), `ca.pem`
 //! (for everybody: nodes pin it). The server's own key and certificate are made anew at each start and never stored.
 //!
-//! A machine's certificate says who it is: common name = machine id, organisation = cluster id. Both are taken from it
-//! and never from a message.
+//! A machine's certificate says who it is: common name = machine id, organisation = cluster id, organisational unit = the
+//! era of machine tokens that it was enrolled in. All are taken from it and never from a message. A revocation of the
+//! cluster's machine tokens starts a new era, in which no earlier certificate counts.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use berth_api::id::{ClusterId, MachineId};
@@ -29,6 +31,8 @@ use crate::platform::{
 pub const MACHINE_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// Certificates are valid from this long before they are made: clocks differ.
 const CLOCK_ERROR_MAX: Duration = Duration::from_secs(3600);
+/// Before the number in the organisational unit of a machine's certificate.
+const ERA_PREFIX: &str = "era-";
 const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// The server's certificate is renewed at each start; a process that runs longer must be started again.
 const SERVER_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(825 * 24 * 3600);
@@ -75,6 +79,8 @@ pub enum SigningError {
 pub struct MachineIdentity {
     pub cluster_id: ClusterId,
     pub machine_id: MachineId,
+    /// See [`crate::world::World::machine_token_era`]. Zero in certificates from before there were eras.
+    pub token_era: u64,
 }
 
 /// A certificate given to a machine.
@@ -102,7 +108,9 @@ impl std::fmt::Debug for ServerCertificate {
 pub struct Identity {
     ca_pem: String,
     issuer: Issuer<'static, KeyPair>,
-    platform: PlatformKeys,
+    data_dir: PathBuf,
+    issuers: Vec<TrustedIssuer>,
+    platform: RwLock<Arc<PlatformKeys>>,
 }
 
 /// Without the keys: they never reach a log.
@@ -136,8 +144,29 @@ impl Identity {
         Ok(Self {
             ca_pem,
             issuer,
-            platform,
+            data_dir: data_dir.to_owned(),
+            issuers: issuers.to_vec(),
+            platform: RwLock::new(Arc::new(platform)),
         })
+    }
+
+    /// Reads the keys of platform tokens again: a rotated one signs from now on, and tokens of one whose file is gone are
+    /// refused. Nothing else of the identity changes.
+    ///
+    /// # Errors
+    /// When a file cannot be read or is no key; then the keys stay as they were.
+    pub fn reload_platform_keys(&self) -> Result<(), IdentityError> {
+        let keys = Arc::new(PlatformKeys::open(&self.data_dir, &self.issuers)?);
+        *self.platform.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        Ok(())
+    }
+
+    fn platform(&self) -> Arc<PlatformKeys> {
+        // The keys are replaced whole.
+        self.platform
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// What nodes trust as the scheduler's issuer.
@@ -194,6 +223,10 @@ impl Identity {
         }
         let mut params = CertificateParams::default();
         params.distinguished_name = name(machine_id, Some(identity.cluster_id.as_str()));
+        let era = format!("{ERA_PREFIX}{}", identity.token_era);
+        params
+            .distinguished_name
+            .push(DnType::OrganizationalUnitName, era);
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -224,7 +257,7 @@ impl Identity {
         lifetime: Duration,
         now: Timestamp,
     ) -> Result<String, IdentityError> {
-        self.platform.issue(subject, lifetime, now)
+        self.platform().issue(subject, lifetime, now)
     }
 
     /// Who a platform token stands for.
@@ -232,7 +265,7 @@ impl Identity {
     /// # Errors
     /// With the reason, when it is not to be accepted.
     pub fn check_platform_token(&self, token: &str) -> Result<PlatformCaller, InvalidPlatformToken> {
-        self.platform.check(token)
+        self.platform().check(token)
     }
 }
 
@@ -243,9 +276,14 @@ pub fn machine_of(certificate_der: &[u8]) -> Option<MachineIdentity> {
     let subject = certificate.subject();
     let machine_id = subject.iter_common_name().next()?.as_str().ok()?;
     let cluster_id = subject.iter_organization().next()?.as_str().ok()?;
+    let token_era = match subject.iter_organizational_unit().next() {
+        Some(unit) => unit.as_str().ok()?.strip_prefix(ERA_PREFIX)?.parse().ok()?,
+        None => 0,
+    };
     Some(MachineIdentity {
         cluster_id: ClusterId::new(cluster_id).ok()?,
         machine_id: MachineId::new(machine_id).ok()?,
+        token_era,
     })
 }
 
@@ -343,6 +381,7 @@ mod tests {
         MachineIdentity {
             cluster_id: ClusterId::new("acme/prod").unwrap(),
             machine_id: MachineId::new("i-ä1").unwrap(),
+            token_era: 3,
         }
     }
 

@@ -30,6 +30,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::Scheduler;
 use crate::identity::{MachineIdentity, ServerCertificate, machine_of};
 use crate::refusal::{Class, Refused};
+use crate::world::World;
 
 pub use sessions::{LogQuery, LogStream, Sessions};
 
@@ -118,6 +119,18 @@ struct LinkService {
     stop: CancellationToken,
 }
 
+/// Refuses a certificate that was enrolled with machine tokens which are revoked.
+fn check_era(world: &World, token_era: u64) -> Result<(), Refused> {
+    if token_era == world.machine_token_era() {
+        return Ok(());
+    }
+    Err(Refused::new(
+        Class::Unauthenticated,
+        "certificate_revoked",
+        "the machine tokens that this certificate was enrolled with are revoked; rotate them and enrol with the new one",
+    ))
+}
+
 #[tonic::async_trait]
 impl Link for LinkService {
     async fn enrol(&self, request: Request<EnrolRequest>) -> Result<Response<EnrolReply>, Status> {
@@ -156,13 +169,7 @@ impl Link for LinkService {
         };
         let (outbound, messages) = mpsc::channel(OUTBOUND_MAX);
         let (refuse, refusal) = oneshot::channel();
-        let session = session::run(
-            handle,
-            identity.machine_id,
-            request.into_inner(),
-            outbound,
-            self.config,
-        );
+        let session = session::run(handle, identity, request.into_inner(), outbound, self.config);
         let stop = self.stop.clone();
         self.sessions.spawn(async move {
             let ended = stop.run_until_cancelled_owned(session).await;

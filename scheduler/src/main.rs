@@ -1,4 +1,5 @@
-//! `berth-scheduler`: reads its configuration, starts, and stops in order on SIGTERM or Ctrl-C.
+//! `berth-scheduler`: reads its configuration, starts, reads the keys of platform tokens again on SIGHUP, and stops in order on
+//! SIGTERM or Ctrl-C.
 //!
 //! Exit status: 0 stopped when asked, or nothing wrong with `--check`; 1 anything else.
 
@@ -61,7 +62,7 @@ enum Token {
         subject: String,
     },
     /// Make a new signing key of platform tokens. Tokens of the present one stay valid until they expire, or until its file in
-    /// platform-retired/ is removed. Start the scheduler again afterwards.
+    /// platform-retired/ is removed. A scheduler that runs takes both over at SIGHUP.
     RotatePlatformKey,
 }
 
@@ -113,7 +114,7 @@ fn run() -> anyhow::Result<()> {
             kind: Token::RotatePlatformKey,
         }) => {
             let (old, new) = platform::rotate(&config.data_dir)?;
-            println!("key {new} signs from the next start on; tokens of key {old} stay valid");
+            println!("key {new} signs once the scheduler has got a SIGHUP; tokens of key {old} stay valid");
             Ok(())
         }
         Some(Command::Backup { file }) => {
@@ -175,18 +176,36 @@ fn serve(config: Config) -> anyhow::Result<()> {
     }
     runtime()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+        let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
         let mut running = Scheduler::start(config).await?;
-        tokio::select! {
-            // Cancel-safe by their documentation: signals that are not taken stay pending.
-            _ = terminate.recv() => {}
-            interrupted = tokio::signal::ctrl_c() => interrupted.context("cannot listen for SIGINT")?,
-            // Cancel-safe: joining takes nothing before it completes.
-            () = running.failed() => anyhow::bail!("a server has ended by itself; see the log"),
+        loop {
+            tokio::select! {
+                // Cancel-safe by their documentation: signals that are not taken stay pending.
+                _ = terminate.recv() => break,
+                _ = hangup.recv() => reload(&running),
+                interrupted = tokio::signal::ctrl_c() => {
+                    interrupted.context("cannot listen for SIGINT")?;
+                    break;
+                }
+                // Cancel-safe: joining takes nothing before it completes.
+                () = running.failed() => anyhow::bail!("a server has ended by itself; see the log"),
+            }
         }
         tracing::info!("stopping");
         running.shutdown().await;
         Ok(())
     })
+}
+
+/// Takes over what may change while the scheduler runs: the keys of platform tokens.
+fn reload(running: &berth_scheduler::Running) {
+    match running.scheduler().identity().reload_platform_keys() {
+        Ok(()) => tracing::info!("the keys of platform tokens are read again"),
+        Err(error) => tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "the keys of platform tokens stay as they were"
+        ),
+    }
 }
 
 #[cfg(test)]

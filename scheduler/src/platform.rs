@@ -2,8 +2,8 @@
 //!
 //! Our own are signed with the Ed25519 key `platform.key` of the data directory (RFC 8037). Public keys of earlier ones lie
 //! in `platform-retired/`, one PEM file each, named by its key id: tokens made under them stay valid until they expire or the
-//! file is removed. [`rotate`] makes a new key and retires the present one; a scheduler that runs takes it over when it is
-//! started again. Keys of other issuers come from the configuration.
+//! file is removed. [`rotate`] makes a new key and retires the present one; a scheduler that runs takes it over at SIGHUP
+//! ([`crate::identity::Identity::reload_platform_keys`]). Keys of other issuers come from the configuration.
 //!
 //! A key verifies one algorithm, and the issuer and audience it is configured for: a public key is never taken for a secret,
 //! whatever the header of a token says, and one issuer cannot speak for another.

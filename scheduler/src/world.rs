@@ -49,6 +49,9 @@ pub struct World {
     pub(crate) created_at: Timestamp,
     pub(crate) deleted_at: Option<Timestamp>,
     pub(crate) tokens: BTreeMap<TokenKind, TokenDigest>,
+    /// How often the machine tokens were revoked.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) machine_token_era: u64,
     pub(crate) machines: Map<MachineId, Machine>,
     pub(crate) containers: Map<ContainerName, Container>,
     pub(crate) replicas: replicas::Replicas,
@@ -181,6 +184,11 @@ pub struct Stopping {
     pub generation: u64,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 impl World {
     #[must_use]
     pub fn spec(&self) -> &ClusterSpec {
@@ -216,6 +224,12 @@ impl World {
         let group = self.spec.group(&machine.spec.capacity_group);
         let of_group = group.into_iter().flat_map(|group| &group.labels);
         machine.spec.labels.iter().chain(of_group).collect()
+    }
+
+    /// Rises with each revocation of the machine tokens: what was enrolled in an earlier era is refused.
+    #[must_use]
+    pub fn machine_token_era(&self) -> u64 {
+        self.machine_token_era
     }
 
     #[must_use]

@@ -9,7 +9,7 @@ use berth_api::rest::node::{RegisterReply, RegisterRequest};
 use berth_api::time::Timestamp;
 use berth_api::validate::Faults;
 
-use super::LinkConfig;
+use super::{LinkConfig, check_era};
 use crate::Scheduler;
 use crate::cluster::ClusterHandle;
 use crate::entry::{TokenDigest, TokenKind};
@@ -32,7 +32,7 @@ pub(super) async fn enrol(
         });
     }
     let spec = read_register(&cluster_id, &request)?;
-    let handle = authorise(scheduler, &cluster_id, peer.as_ref(), &spec, &request.token)?;
+    let (handle, token_era) = authorise(scheduler, &cluster_id, peer.as_ref(), &spec, &request.token)?;
     let linked = handle
         .sessions()
         .live_boot_id(&spec.machine_id, config.silence_max());
@@ -49,6 +49,7 @@ pub(super) async fn enrol(
     let identity = MachineIdentity {
         cluster_id,
         machine_id: spec.machine_id.clone(),
+        token_era,
     };
     // Signed before it is registered: a request that cannot be signed leaves nothing behind.
     let certificate = scheduler
@@ -92,14 +93,15 @@ fn read_register(cluster_id: &ClusterId, request: &EnrolRequest) -> Result<Machi
     })
 }
 
-/// Accepts the cluster's machine token, or a certificate of this very machine while it is registered.
+/// Accepts the cluster's machine token, or a certificate of this very machine while it is registered; with the era of machine
+/// tokens in which it did.
 fn authorise(
     scheduler: &Arc<Scheduler>,
     cluster_id: &ClusterId,
     peer: Option<&MachineIdentity>,
     spec: &MachineSpec,
     token: &str,
-) -> Result<ClusterHandle, Refused> {
+) -> Result<(ClusterHandle, u64), Refused> {
     if token.is_empty() {
         let peer = peer.ok_or_else(unknown_token)?;
         if peer.cluster_id != *cluster_id || peer.machine_id != spec.machine_id {
@@ -115,8 +117,10 @@ fn authorise(
         let handle = scheduler
             .find(cluster_id)
             .ok_or_else(|| scheduler.not_here(cluster_id))?;
-        return match handle.world().machine(&peer.machine_id) {
-            Some(_) => Ok(handle),
+        let world = handle.world();
+        check_era(&world, peer.token_era)?;
+        return match world.machine(&peer.machine_id) {
+            Some(_) => Ok((handle, peer.token_era)),
             None => Err(Refused::machine_not_found(peer.machine_id.as_str())),
         };
     }
@@ -129,7 +133,7 @@ fn authorise(
         })?;
     let world = handle.world();
     if is_token(world.token(TokenKind::Machine), token) {
-        return Ok(handle);
+        return Ok((handle, world.machine_token_era()));
     }
     if is_token(world.token(TokenKind::Management), token) {
         return Err(Refused::new(

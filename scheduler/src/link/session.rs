@@ -5,7 +5,7 @@
 //! ```
 //!
 //! It ends when the node goes away, is silent for three heartbeats, says something that it must not, does not take what
-//! it is sent, is removed, or links again. Nothing is lost with it: a new session begins with whole states.
+//! it is sent, is removed, links again, or was enrolled with a token that is revoked. Nothing is lost with it: a new session begins with whole states.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,8 +25,9 @@ use tonic::Streaming;
 use tracing::{info, warn};
 
 use super::sessions::Claim;
-use super::{HANDSHAKE_TIMEOUT, LinkConfig, message};
+use super::{HANDSHAKE_TIMEOUT, LinkConfig, check_era, message};
 use crate::cluster::{ClusterHandle, Directory, Mesh, NodeStatus};
+use crate::identity::MachineIdentity;
 use crate::refusal::{Class, Refused};
 
 /// A node that does not take a message for this long is cut off: it dials again when it lives.
@@ -38,6 +39,7 @@ const EVENTS_PER_SECOND: f64 = 20.0;
 struct Session {
     handle: ClusterHandle,
     machine_id: MachineId,
+    token_era: u64,
     claim: Claim,
     outbound: mpsc::Sender<SchedulerMessage>,
     /// (epoch, generation) of the set last sent.
@@ -53,11 +55,17 @@ struct Session {
 /// Serves one stream until it ends. An error is told to the node.
 pub(super) async fn run(
     handle: ClusterHandle,
-    machine_id: MachineId,
+    identity: MachineIdentity,
     mut inbound: Streaming<NodeMessage>,
     outbound: mpsc::Sender<SchedulerMessage>,
     config: LinkConfig,
 ) -> Result<(), Refused> {
+    let MachineIdentity {
+        machine_id,
+        token_era,
+        ..
+    } = identity;
+    check_era(&handle.world(), token_era)?;
     let hello = tokio::time::timeout(HANDSHAKE_TIMEOUT, first(&mut inbound))
         .await
         .map_err(|_| protocol("no Hello came in time"))??;
@@ -88,6 +96,7 @@ pub(super) async fn run(
     let mut session = Session {
         handle,
         machine_id,
+        token_era,
         claim,
         outbound,
         sent: None,
@@ -216,6 +225,7 @@ impl Session {
     /// Sends the machine's set when it is not the one that was sent last.
     async fn send_assignments(&mut self) -> Result<(), Refused> {
         let world = self.handle.world();
+        check_era(&world, self.token_era)?;
         let Some(machine) = world.machine(&self.machine_id) else {
             return Err(Refused::machine_not_found(self.machine_id.as_str()));
         };

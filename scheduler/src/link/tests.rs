@@ -31,6 +31,7 @@ use crate::store::{Memory, Store};
 use crate::{ClusterHandle, Creation, Running, Scheduler, StartError};
 
 mod logs;
+mod revocation;
 
 const MACHINE_TOKEN: &str = "hj_0123456789012345678901234567890123456789012";
 const MANAGEMENT_TOKEN: &str = "hm_0123456789012345678901234567890123456789012";

@@ -13,7 +13,9 @@ use imbl::OrdSet;
 
 use super::replicas::Replicas;
 use super::{Allocated, Container, Events, KeptWrites, Machine, Map, Replica, Stopping, Wish, World};
-use crate::entry::{CapacityWish, ContainerScaled, Entry, MachineHealthState, Placed, Removal, StopCause};
+use crate::entry::{
+    CapacityWish, ContainerScaled, Entry, MachineHealthState, Placed, Removal, StopCause, TokenKind,
+};
 
 /// First and last host number of a replica's address in its machine's /24: the network, the gateway and the broadcast
 /// address are taken.
@@ -87,6 +89,7 @@ impl World {
             created_at: *at,
             deleted_at: None,
             tokens: tokens.clone(),
+            machine_token_era: 0,
             machines: Map::default(),
             containers: Map::default(),
             replicas: Replicas::default(),
@@ -137,9 +140,7 @@ impl World {
             Entry::TokenRotated { kind, digest, .. } => {
                 self.tokens.insert(*kind, digest.clone());
             }
-            Entry::TokensRevoked { kind, .. } => {
-                self.tokens.remove(kind);
-            }
+            Entry::TokensRevoked { kind, .. } => self.tokens_revoked(*kind),
             Entry::MachineRegistered {
                 spec,
                 subnet_index,
@@ -220,6 +221,11 @@ impl World {
         let machine = self.machines.get_mut(id).expect("only known machines have a set");
         machine.generation = self.last_generation;
         self.last_generation
+    }
+
+    fn tokens_revoked(&mut self, kind: TokenKind) {
+        self.tokens.remove(&kind);
+        self.machine_token_era += u64::from(kind == TokenKind::Machine);
     }
 
     fn cluster_deleted(&mut self, at: Timestamp) {
