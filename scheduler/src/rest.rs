@@ -13,6 +13,7 @@ mod auth;
 mod clusters;
 mod containers;
 mod forward;
+mod gather;
 mod logs;
 mod machines;
 mod nodes;

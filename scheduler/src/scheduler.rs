@@ -18,8 +18,8 @@ use crate::liveness::Limits;
 use crate::metrics::Metrics;
 use crate::refusal::{Class, Refused};
 use crate::shard::{Place, Shard, Tenure};
-use crate::store::{Claim, Claimed, Member, Store, StoreError};
-use crate::world::World;
+use crate::store::{Claim, Claimed, Member, Reserved, Store, StoreError};
+use crate::world::{KEPT_MAX_AGE, World};
 
 /// What became of a wish to create a cluster.
 #[derive(Debug, Clone)]
@@ -213,6 +213,7 @@ impl Scheduler {
         if let Some(known) = self.find(&spec.cluster_id) {
             let world = known.world();
             if world.deleted_at().is_none() && *world.spec() == spec {
+                self.reserve(once.as_ref().map(|once| &once.once)).await?;
                 return Ok(Creation::Existing(known));
             }
             let (code, what) = if world.deleted_at().is_some() {
@@ -238,21 +239,70 @@ impl Scheduler {
         };
         let mut world = World::create(&entry).expect("the first entry creates");
         let mut records = vec![entry.to_record()];
+        let reservation = once.as_ref().map(|once| once.once.clone());
         if let Some(CreateOnce { once, answer }) = once {
             let kept = once.entry(&answer(&world), world.created_at());
             world.apply(&kept);
             records.push(kept.to_record());
         }
-        let tenure = self.own_new(&cluster).await?;
+        self.create_reserved(&cluster, world, records, reservation.as_ref())
+            .await
+    }
+
+    /// The part of a creation that others could see.
+    async fn create_owned(
+        &self,
+        cluster: &ClusterId,
+        world: World,
+        records: Vec<Vec<u8>>,
+    ) -> Result<Creation, Refused> {
+        let tenure = self.own_new(cluster).await?;
         let next_seq = self
             .store
-            .append(&cluster, 1, records)
+            .append(cluster, 1, records)
             .await
             .map_err(|error| Refused::from(&error))?;
         tracing::info!(cluster_id = %cluster, "the cluster is created");
         Ok(Creation::Created(
             self.start_actor(Loaded::new(world, next_seq), &tenure),
         ))
+    }
+
+    /// Reserves an idempotency key among all processes.
+    async fn reserve(&self, once: Option<&Once>) -> Result<(), Refused> {
+        let (Some(shard), Some(once)) = (&self.shard, once) else {
+            return Ok(());
+        };
+        let reserved = shard.etcd.reserve(&once.key, &once.request, KEPT_MAX_AGE).await;
+        match reserved.map_err(|error| Refused::from(&error))? {
+            Reserved::Ours => Ok(()),
+            Reserved::Taken => Err(Refused::new(
+                Class::Conflict,
+                "idempotency_key_reused",
+                "the Idempotency-Key was used for another creation; use a new key for each write",
+            )),
+        }
+    }
+
+    /// As [`Self::create_owned`], under an idempotency key that no process has used for another creation.
+    async fn create_reserved(
+        &self,
+        cluster: &ClusterId,
+        world: World,
+        records: Vec<Vec<u8>>,
+        once: Option<&Once>,
+    ) -> Result<Creation, Refused> {
+        self.reserve(once).await?;
+        let created = self.create_owned(cluster, world, records).await;
+        // What is not known to be refused keeps its key: it may turn out to be made.
+        if let (Some(shard), Some(once), Err(refused)) = (&self.shard, once, &created)
+            && refused.class != Class::Unavailable
+            && let Err(error) = shard.etcd.unreserve(&once.key, &once.request).await
+        {
+            tracing::warn!(cluster_id = %cluster, error = &error as &dyn std::error::Error,
+                "an idempotency key stays in use although its creation was refused");
+        }
+        created
     }
 
     /// Becomes the owner of a cluster that is about to be created. When it is not created after all, the shard's task

@@ -30,7 +30,7 @@ pub(crate) use etcd::cluster_of_segment;
 #[cfg(test)]
 pub(crate) use etcd::fixture;
 pub use etcd::{COMPACT_PERIOD, Etcd, EtcdOptions, EtcdTls, EtcdUser, Member};
-pub(crate) use etcd::{Changes, Claim, Claimed, Lease, OwnerChange};
+pub(crate) use etcd::{Changes, Claim, Claimed, Lease, OwnerChange, Reserved};
 pub use memory::Memory;
 pub use sqlite::{Reading, Sqlite};
 

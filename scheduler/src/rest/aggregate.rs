@@ -1,17 +1,20 @@
 //! The four operations over all clusters, for those who run the platform. Made of what the actors publish: no actor is asked,
-//! so a large installation costs its decisions nothing. Clusters that are being deleted do not count.
+//! so a large installation costs its decisions nothing. Clusters that are being deleted do not count. Where several processes
+//! share the clusters, [`super::gather`] puts their answers together.
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use axum::{Extension, Json};
 use berth_api::id::ContainerName;
 use berth_api::rest::aggregate::{
-    AggregateFilter, AggregateMachinesReply, AttentionReply, ContainerDeploymentsReply, OverviewReply,
+    AggregateFilter, AggregateMachinesReply, AttentionReply, ContainerDeploymentsReply,
 };
 
 use super::Api;
 use super::auth::Platform;
+use super::gather::AsPart;
 use super::request::{Answer, ApiError, Pairs, Segments, internal};
 use super::rollup::{self, Seen};
 
@@ -42,8 +45,18 @@ async fn over<T: Send + 'static>(
     made.await.map(Json).map_err(|error| internal(&error))
 }
 
-pub(super) async fn overview(State(api): State<Api>, _: Platform, pairs: Pairs) -> Answer<OverviewReply> {
-    over(&api, filter(&pairs)?, rollup::overview).await
+/// What another process asks for is not finished: it puts the parts of all together.
+pub(super) async fn overview(
+    State(api): State<Api>,
+    _: Platform,
+    pairs: Pairs,
+    part: Option<Extension<AsPart>>,
+) -> Result<Response, ApiError> {
+    let Json(overview) = over(&api, filter(&pairs)?, rollup::overview).await?;
+    Ok(match part {
+        Some(_) => Json(overview).into_response(),
+        None => Json(overview.reply()).into_response(),
+    })
 }
 
 pub(super) async fn attention(State(api): State<Api>, _: Platform, pairs: Pairs) -> Answer<AttentionReply> {

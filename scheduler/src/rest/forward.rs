@@ -2,7 +2,7 @@
 //!
 //! The client of the wire API follows redirects, but HTTP clients drop the token on the way to another host, so a
 //! redirect would end in 401 (decision 11). A request is sent on once: what a process is sent by another one, it
-//! answers itself. What is about all clusters is asked of every process and put together.
+//! answers itself. What is about all clusters is asked of every process ([`super::gather`]).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,17 +18,16 @@ use serde_json::{Value, json};
 
 use super::Api;
 use super::around::SentOn;
+use super::gather::{AsPart, Whole, gather};
 use super::request::{ApiError, read_body};
 use crate::refusal::Refused;
 use crate::store::Member;
 
 /// Marks what another process has sent.
 const FORWARDED: HeaderName = HeaderName::from_static("x-berth-forwarded");
-/// Names the processes whose clusters are missing in an answer about all.
-const MISSING: HeaderName = HeaderName::from_static("x-berth-missing");
 /// A process that does not begin to answer by then counts as away. Below the deadline of a request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
-/// Of an answer that is put together with others.
+/// Of an answer that is read here.
 const ANSWER_MAX: usize = 64 << 20;
 
 /// What a request is about.
@@ -40,14 +39,18 @@ enum Subject {
     /// The clusters that the elements of the body name.
     Batch,
     /// All clusters.
-    All,
+    All(Whole),
     /// This process, or nothing that is known.
     Here,
 }
 
 /// Middleware: answers here what is about clusters of this process, and asks the others about theirs.
-pub(super) async fn forward(State(api): State<Api>, request: Request, next: Next) -> Response {
-    if api.scheduler.shard().is_none() || request.headers().contains_key(FORWARDED) {
+pub(super) async fn forward(State(api): State<Api>, mut request: Request, next: Next) -> Response {
+    if api.scheduler.shard().is_none() {
+        return next.run(request).await;
+    }
+    if request.headers().contains_key(FORWARDED) {
+        request.extensions_mut().insert(AsPart);
         return next.run(request).await;
     }
     let subject = subject(request.method(), request.uri());
@@ -59,7 +62,7 @@ pub(super) async fn forward(State(api): State<Api>, request: Request, next: Next
         },
         Subject::Body => by_body(&api, request, next).await,
         Subject::Batch => batch(&api, request, next).await,
-        Subject::All => all(&api, request, next).await,
+        Subject::All(whole) => gather(&api, whole, request, next).await,
     };
     answer.unwrap_or_else(ApiError::into_response)
 }
@@ -71,7 +74,14 @@ fn subject(method: &Method, uri: &Uri) -> Subject {
         (Some("clusters"), Some(id)) if !id.is_empty() => {
             crate::store::cluster_of_segment(id).map_or(Subject::Here, Subject::Cluster)
         }
-        (Some("clusters"), None) if method == Method::GET => Subject::All,
+        (Some("clusters"), None) if method == Method::GET => Subject::All(Whole::List("clusters")),
+        (Some("aggregate"), Some(kind)) if method == Method::GET => match (kind, third) {
+            ("overview", None) => Subject::All(Whole::Overview),
+            ("attention", None) => Subject::All(Whole::List("clusters")),
+            ("machines", None) => Subject::All(Whole::Machines),
+            ("containers", Some(_)) => Subject::All(Whole::List("deployments")),
+            _ => Subject::Here,
+        },
         (Some("clusters" | "register" | "heartbeat" | "events"), None) if method == Method::POST => {
             Subject::Body
         }
@@ -105,7 +115,7 @@ async fn buffered(request: Request) -> Result<(Request, Bytes), ApiError> {
 }
 
 /// A copy of a request's head, with another body.
-fn again(head: &axum::http::request::Parts, body: Bytes) -> Request {
+pub(super) fn again(head: &axum::http::request::Parts, body: Bytes) -> Request {
     let mut request = Request::from_parts(head.clone(), Body::empty());
     request
         .headers_mut()
@@ -115,7 +125,7 @@ fn again(head: &axum::http::request::Parts, body: Bytes) -> Request {
 }
 
 /// Sends a request to another process.
-async fn send(api: &Api, member: &Member, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn send(api: &Api, member: &Member, request: Request) -> Result<Response, ApiError> {
     let away = |problem: &str| -> ApiError {
         Refused::unavailable(format!(
             "the scheduler at {}, which serves this, {problem}; try again",
@@ -243,61 +253,8 @@ fn merge_faults(
     }
 }
 
-/// The list of clusters, of every process; the header [`MISSING`] names those that did not answer.
-async fn all(api: &Api, request: Request, next: Next) -> Result<Response, ApiError> {
-    let others = api
-        .scheduler
-        .shard()
-        .map(|shard| shard.others())
-        .unwrap_or_default();
-    let (head, _) = request.into_parts();
-    let (status, mut whole) = read(next.run(again(&head, Bytes::new())).await).await?;
-    if status != StatusCode::OK || others.is_empty() {
-        return Ok((status, axum::Json(whole)).into_response());
-    }
-    let asked = others.iter().map(|member| async {
-        let answer = send(api, member, again(&head, Bytes::new())).await?;
-        read(answer).await
-    });
-    let answers = futures::future::join_all(asked).await;
-    let mut missing = Vec::new();
-    let mut clusters = whole
-        .get_mut("clusters")
-        .map(Value::take)
-        .and_then(|clusters| serde_json::from_value::<Vec<Value>>(clusters).ok())
-        .unwrap_or_default();
-    for (member, answer) in others.iter().zip(answers) {
-        match answer {
-            Ok((StatusCode::OK, mut part)) => match part.get_mut("clusters").map(Value::take) {
-                Some(Value::Array(part)) => clusters.extend(part),
-                Some(_) | None => missing.push(member.rest_url.as_str()),
-            },
-            Ok(_) | Err(_) => missing.push(member.rest_url.as_str()),
-        }
-    }
-    let id = |cluster: &Value| {
-        cluster
-            .get("clusterId")
-            .and_then(Value::as_str)
-            .map(str::to_owned)
-    };
-    clusters.sort_by_key(id);
-    // One that is handed over at this moment may be in two lists.
-    clusters.dedup_by_key(|cluster| id(cluster));
-    if let Some(whole) = whole.as_object_mut() {
-        whole.insert("clusters".into(), Value::Array(clusters));
-    }
-    let mut response = axum::Json(whole).into_response();
-    if let Ok(value) = HeaderValue::from_str(&missing.join(","))
-        && !missing.is_empty()
-    {
-        response.headers_mut().insert(MISSING, value);
-    }
-    Ok(response)
-}
-
 /// Status and JSON of an answer.
-async fn read(answer: Response) -> Result<(StatusCode, Value), ApiError> {
+pub(super) async fn read(answer: Response) -> Result<(StatusCode, Value), ApiError> {
     let status = answer.status();
     let unreadable =
         || -> ApiError { Refused::unavailable("another scheduler's answer cannot be read").into() };
@@ -320,7 +277,15 @@ mod tests {
         let acme = Subject::Cluster(ClusterId::new("acme/prod").unwrap());
         assert_eq!(of(Method::GET, "/clusters/acme%2Fprod"), acme);
         assert_eq!(of(Method::POST, "/clusters/acme%2Fprod/containers?x=1"), acme);
-        assert_eq!(of(Method::GET, "/clusters"), Subject::All);
+        assert_eq!(
+            of(Method::GET, "/clusters"),
+            Subject::All(Whole::List("clusters"))
+        );
+        assert_eq!(
+            of(Method::GET, "/aggregate/overview?projectId=p"),
+            Subject::All(Whole::Overview)
+        );
+        assert_eq!(of(Method::GET, "/aggregate/nothing"), Subject::Here);
         for path in ["/clusters", "/register", "/heartbeat", "/events"] {
             assert_eq!(of(Method::POST, path), Subject::Body, "{path}");
         }

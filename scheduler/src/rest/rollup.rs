@@ -13,6 +13,7 @@ use berth_api::rest::aggregate::{
 };
 use berth_api::rest::container::ContainerStatus;
 use berth_api::rest::node::{HttpMetrics, ReplicaMetrics};
+use serde::{Deserialize, Serialize};
 
 use super::{plans, view};
 use crate::decide::Report;
@@ -32,7 +33,7 @@ fn count(len: usize) -> u64 {
 }
 
 /// Mean of what was reported; none when nothing was.
-#[derive(Default, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
 struct Mean {
     sum: f64,
     count: u32,
@@ -44,13 +45,20 @@ impl Mean {
         self.count += 1;
     }
 
+    fn plus(self, other: Self) -> Self {
+        Self {
+            sum: self.sum + other.sum,
+            count: self.count.saturating_add(other.count),
+        }
+    }
+
     fn get(self) -> Option<f64> {
         (self.count > 0).then(|| self.sum / f64::from(self.count))
     }
 }
 
 /// What the replicas of a container report together.
-#[derive(Default, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
 struct Load {
     cpu: Mean,
     memory: Mean,
@@ -70,6 +78,17 @@ impl Load {
             self.in_flight.add(http.in_flight_requests as f64);
             self.failed = self.failed.saturating_add(http.status_5xx);
             self.answered = self.answered.saturating_add(answers(http));
+        }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            cpu: self.cpu.plus(other.cpu),
+            memory: self.memory.plus(other.memory),
+            latency_p95: self.latency_p95.plus(other.latency_p95),
+            in_flight: self.in_flight.plus(other.in_flight),
+            failed: self.failed.saturating_add(other.failed),
+            answered: self.answered.saturating_add(other.answered),
         }
     }
 
@@ -118,28 +137,57 @@ fn live<'a>(world: &'a World, name: &ContainerName) -> impl Iterator<Item = &'a 
     world.replicas_of(name).filter(|replica| replica.is_live())
 }
 
-/// Rows ordered by container name.
-pub(super) fn overview(clusters: &[Seen]) -> OverviewReply {
+/// The overview of some clusters, which can be put together with that of others: means are kept as what they are made of.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Overview {
+    totals: OverviewTotals,
+    rows: BTreeMap<ContainerName, Row>,
+}
+
+impl Overview {
+    pub(super) fn plus(mut self, other: Self) -> Self {
+        let (one, more) = (&mut self.totals, other.totals);
+        one.deployments += more.deployments;
+        one.container_instances += more.container_instances;
+        one.rescheduling_frozen_count += more.rescheduling_frozen_count;
+        one.machines_by_status = one.machines_by_status.plus(more.machines_by_status);
+        one.machines += more.machines;
+        for (name, row) in other.rows {
+            let known = self.rows.remove(&name).unwrap_or_default();
+            self.rows.insert(name, known.plus(row));
+        }
+        self
+    }
+
+    /// Rows ordered by container name.
+    pub(super) fn reply(self) -> OverviewReply {
+        OverviewReply {
+            containers: self.rows.into_iter().map(|(name, row)| row.reply(name)).collect(),
+            totals: self.totals,
+        }
+    }
+}
+
+pub(super) fn overview(clusters: &[Seen]) -> Overview {
     let mut totals = OverviewTotals::default();
-    let mut rows: BTreeMap<&ContainerName, Row<'_>> = BTreeMap::new();
+    let mut rows: BTreeMap<ContainerName, Row> = BTreeMap::new();
     for seen in clusters {
         totals.deployments += 1;
         totals.rescheduling_frozen_count += u64::from(seen.report.freeze.is_some());
         totals.machines_by_status = totals.machines_by_status.plus(by_status(&seen.world, |_| true));
         for container in view::declared(&seen.world) {
             totals.container_instances += 1;
-            rows.entry(&container.spec.name).or_default().add(seen, container);
+            rows.entry(container.spec.name.clone())
+                .or_default()
+                .add(seen, container);
         }
     }
     totals.machines = totals.machines_by_status.total();
-    OverviewReply {
-        containers: rows.into_iter().map(|(name, row)| row.reply(name)).collect(),
-        totals,
-    }
+    Overview { totals, rows }
 }
 
 /// What is said of all instances, as long as it is the same of each.
-#[derive(Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 enum Common<T> {
     #[default]
     None,
@@ -156,6 +204,17 @@ impl<T: PartialEq> Common<T> {
         };
     }
 
+    fn plus(mut self, other: Self) -> Self {
+        match other {
+            Self::None => self,
+            Self::One(value) => {
+                self.add(value);
+                self
+            }
+            Self::Differs => Self::Differs,
+        }
+    }
+
     fn get(self) -> Option<T> {
         match self {
             Self::One(value) => Some(value),
@@ -164,12 +223,12 @@ impl<T: PartialEq> Common<T> {
     }
 }
 
-#[derive(Default)]
-struct Row<'a> {
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Row {
     instances: u64,
     by_status: BTreeMap<ContainerStatus, u64>,
-    project: Common<Option<&'a str>>,
-    image: Common<&'a str>,
+    project: Common<Option<String>>,
+    image: Common<String>,
     stateful: Common<bool>,
     autoscaling: Common<bool>,
     load: Load,
@@ -178,14 +237,32 @@ struct Row<'a> {
     attention: u64,
 }
 
-impl<'a> Row<'a> {
-    fn add(&mut self, seen: &'a Seen, container: &'a Container) {
+impl Row {
+    fn plus(mut self, other: Self) -> Self {
+        for (status, instances) in other.by_status {
+            *self.by_status.entry(status).or_default() += instances;
+        }
+        Self {
+            instances: self.instances + other.instances,
+            by_status: self.by_status,
+            project: self.project.plus(other.project),
+            image: self.image.plus(other.image),
+            stateful: self.stateful.plus(other.stateful),
+            autoscaling: self.autoscaling.plus(other.autoscaling),
+            load: self.load.plus(other.load),
+            wanted: self.wanted + other.wanted,
+            healthy: self.healthy + other.healthy,
+            attention: self.attention + other.attention,
+        }
+    }
+
+    fn add(&mut self, seen: &Seen, container: &Container) {
         let (world, spec) = (&seen.world, &container.spec);
         self.instances += 1;
         let status = view::state(world, &seen.observed, &spec.name).status;
         *self.by_status.entry(status).or_default() += 1;
-        self.project.add(world.spec().project_id.as_deref());
-        self.image.add(&spec.image);
+        self.project.add(world.spec().project_id.clone());
+        self.image.add(spec.image.clone());
         self.stateful.add(spec.stateful);
         self.autoscaling.add(matches!(spec.scale, Scale::Autoscaling(_)));
         self.healthy += Instance::of(seen, container, &mut self.load).healthy;
@@ -193,22 +270,22 @@ impl<'a> Row<'a> {
         self.attention += count(container_issues(seen, container).len());
     }
 
-    fn reply(self, name: &ContainerName) -> OverviewContainer {
+    fn reply(self, name: ContainerName) -> OverviewContainer {
         let of = |status| self.by_status.get(&status).copied().unwrap_or(0);
         OverviewContainer {
-            name: name.clone(),
+            name,
             total_instances: self.instances,
             running_instances: of(ContainerStatus::Running),
             failing_instances: of(ContainerStatus::Failing),
             pending_instances: of(ContainerStatus::Pending),
             stopped_instances: of(ContainerStatus::Stopped),
-            project_id: self.project.get().flatten().map(str::to_owned),
+            project_id: self.project.get().flatten(),
             avg_cpu_percent: self.load.cpu.get(),
             avg_memory_percent: self.load.memory.get(),
             total_replicas: self.wanted,
             healthy_replicas: self.healthy,
             attention_count: self.attention,
-            image: self.image.get().map(str::to_owned),
+            image: self.image.get(),
             stateful: self.stateful.get(),
             has_autoscaling: self.autoscaling.get(),
             avg_latency_p95_ms: self.load.latency_p95.get(),
@@ -389,7 +466,7 @@ mod tests {
         let kinds: Vec<IssueKind> = reply.clusters[0].issues.iter().map(|issue| issue.kind).collect();
         assert!(kinds.contains(&IssueKind::SchedulingFailure), "{reply:?}");
         assert!(kinds.contains(&IssueKind::UnhealthyMachine), "{reply:?}");
-        let row = &overview(&[town]).containers[0];
+        let row = &overview(&[town]).reply().containers[0];
         assert_eq!((row.failing_instances, row.total_replicas), (1, 9));
         assert_eq!(row.attention_count, count(kinds.len()) - 1);
     }
@@ -403,7 +480,7 @@ mod tests {
             image: "app:2".into(),
             ..stateless("reader", 2)
         });
-        let reply = overview(&[seen(&one), seen(&other)]);
+        let reply = overview(&[seen(&one), seen(&other)]).reply();
         let row = &reply.containers[0];
         assert_eq!((row.total_instances, row.total_replicas), (2, 3));
         assert_eq!((row.image.as_deref(), row.stateful), (None, Some(false)));

@@ -17,6 +17,7 @@ mod connection;
 pub(crate) mod fixture;
 mod layout;
 mod ownership;
+mod reservation;
 mod restore;
 #[cfg(test)]
 mod tests;
@@ -48,6 +49,7 @@ pub use connection::{EtcdOptions, EtcdTls, EtcdUser};
 pub(crate) use layout::decode_id as cluster_of_segment;
 pub use ownership::Member;
 pub(crate) use ownership::{Change as OwnerChange, Changes, Claim, Claimed, Lease};
+pub(crate) use reservation::Reserved;
 
 /// Keys of one answer when values are read: 16 of at most 1 MiB stay below [`ANSWER_MAX_BYTES`].
 const VALUES_PER_PAGE: i64 = 16;

@@ -20,6 +20,7 @@
 mod fixture;
 mod node;
 mod proxy;
+mod shared;
 mod stage;
 mod writer;
 
@@ -76,7 +77,7 @@ async fn nothing_acknowledged_is_lost_and_nothing_is_decided_twice() {
     let writers = stage.writers(CLUSTERS).await;
     let nodes = stage.nodes(CLUSTERS).await;
     writer::all_write(&writers).await;
-    let mut slowest = Duration::ZERO;
+    let mut times = Vec::new();
     for number in 0..faults {
         let fault = FAULTS[number % FAULTS.len()];
         let owner = stage.owner_of(0).await;
@@ -84,7 +85,7 @@ async fn nothing_acknowledged_is_lost_and_nothing_is_decided_twice() {
         stage.strike(fault, owner, number).await;
         writer::all_write(&writers).await;
         let took = began.elapsed();
-        slowest = slowest.max(took);
+        times.push(took);
         eprintln!(
             "fault {number}: {fault:?}: every cluster is written again after {} ms",
             took.as_millis()
@@ -95,7 +96,7 @@ async fn nothing_acknowledged_is_lost_and_nothing_is_decided_twice() {
             node.check();
         }
     }
-    eprintln!("{faults} faults, the slowest took {} ms", slowest.as_millis());
+    tell(times);
     let mut acknowledged = Vec::new();
     for writer in writers {
         acknowledged.push(writer.stop().await);
@@ -113,6 +114,23 @@ async fn nothing_acknowledged_is_lost_and_nothing_is_decided_twice() {
     }
     stage.stop_schedulers().await;
     every_log_is_whole(&stage).await;
+}
+
+/// From the fault to the moment when every cluster is written again.
+fn tell(mut times: Vec<Duration>) {
+    times.sort();
+    let total: Duration = times.iter().sum();
+    let count = u32::try_from(times.len()).unwrap().max(1);
+    let (middle, slowest) = (times.get(times.len() / 2), times.last());
+    let ms = |time: Option<&Duration>| time.copied().unwrap_or_default().as_millis();
+    eprintln!(
+        "{} faults under a lease of {} s: mean {} ms, p50 {} ms, the slowest {} ms",
+        times.len(),
+        stage::LEASE_SECONDS,
+        (total / count).as_millis(),
+        ms(middle),
+        ms(slowest)
+    );
 }
 
 async fn every_log_is_whole(stage: &Stage) {

@@ -19,14 +19,24 @@ use super::proxy::Proxy;
 use super::writer::Writer;
 
 pub(crate) const CONTAINER: &str = "web";
-const LEASE_SECONDS: u64 = 2;
+pub(crate) const LEASE_SECONDS: u64 = 2;
 /// Longer than any answer may take: a scheduler that is paused does not answer at all.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longer than an answer takes that waits for another process, or for etcd.
+const SLOW_ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
 /// Polls of 50 ms: a minute, which only a hang exceeds.
 const POLLS_MAX: u32 = 1200;
 
 pub(crate) fn cluster_id(cluster: usize) -> String {
     format!("acme/c{cluster}")
+}
+
+pub(crate) fn cluster_body(cluster: usize) -> Value {
+    json!({
+        "clusterId": cluster_id(cluster), "name": "Acme", "containerCidr": "10.244.0.0/16", "platform": "local",
+        "capacityGroups": [{"groupId": "general", "minSize": 0, "maxSize": 10, "profile":
+            {"cpu": 8, "memoryBytes": 16_u64 << 30, "ephemeralStorageBytes": 100_u64 << 30}}]
+    })
 }
 
 pub(crate) fn cluster_path(cluster: usize) -> String {
@@ -209,22 +219,84 @@ impl Stage {
     pub(crate) async fn writers(&self, count: usize) -> Vec<Writer> {
         let mut writers = Vec::new();
         for cluster in 0..count {
-            let body = json!({
-                "clusterId": cluster_id(cluster), "name": "Acme", "containerCidr": "10.244.0.0/16", "platform": "local",
-                "capacityGroups": [{"groupId": "general", "minSize": 0, "maxSize": 10, "profile":
-                    {"cpu": 8, "memoryBytes": 16_u64 << 30, "ephemeralStorageBytes": 100_u64 << 30}}]
-            });
-            self.api.must("POST", "/clusters", Some(&body)).await;
-            let body = json!({
-                "name": CONTAINER, "capacityGroup": "general", "image": "app:1",
-                "resources": {"cpu": {"min": "0.1", "desired": "0.1"}, "memory": {"min": "64Mi", "desired": "64Mi"}},
-                "stateful": false, "ports": [8080], "replicas": 2, "env": {"N": "0"}
-            });
-            let path = format!("{}/containers", cluster_path(cluster));
-            self.api.must("POST", &path, Some(&body)).await;
+            self.create(cluster).await;
             writers.push(Writer::start(self.api.clone(), cluster));
         }
         writers
+    }
+
+    /// Creates a cluster with a container.
+    pub(crate) async fn create(&self, cluster: usize) {
+        self.api
+            .must("POST", "/clusters", Some(&cluster_body(cluster)))
+            .await;
+        let body = json!({
+            "name": CONTAINER, "capacityGroup": "general", "image": "app:1",
+            "resources": {"cpu": {"min": "0.1", "desired": "0.1"}, "memory": {"min": "64Mi", "desired": "64Mi"}},
+            "stateful": false, "ports": [8080], "replicas": 2, "env": {"N": "0"}
+        });
+        let path = format!("{}/containers", cluster_path(cluster));
+        self.api.must("POST", &path, Some(&body)).await;
+    }
+
+    /// What a process answers to a read, and whose clusters it says are missing; none when it does not succeed.
+    pub(crate) async fn answer(&self, through: usize, path: &str) -> Option<(Value, Option<String>)> {
+        let request = self.request(through, "GET", path).body(Full::default()).unwrap();
+        let answer = tokio::time::timeout(SLOW_ANSWER_TIMEOUT, self.api.client.request(request));
+        let answer = answer.await.ok()?.ok()?;
+        if answer.status() != 200 {
+            return None;
+        }
+        let missing = answer.headers().get("x-berth-missing");
+        let missing = missing.map(|missing| missing.to_str().unwrap().to_owned());
+        let bytes = answer.into_body().collect().await.ok()?.to_bytes();
+        Some((serde_json::from_slice(&bytes).ok()?, missing))
+    }
+
+    pub(crate) async fn answer_status(&self, through: usize, path: &str) -> Option<u16> {
+        self.api
+            .ask(through, "GET", path, None)
+            .await
+            .map(|(status, _)| status)
+    }
+
+    fn request(&self, through: usize, method: &str, path: &str) -> hyper::http::request::Builder {
+        hyper::Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.api.addresses.rest(through)))
+            .header("authorization", format!("Bearer {}", self.api.token))
+            .header("content-type", "application/json")
+    }
+
+    async fn send(&self, request: hyper::Request<Full<Bytes>>) -> (u16, Value) {
+        let answer = tokio::time::timeout(SLOW_ANSWER_TIMEOUT, self.api.client.request(request));
+        let answer = answer.await.expect("an answer in time").unwrap();
+        let status = answer.status().as_u16();
+        let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&bytes).unwrap())
+    }
+
+    /// One attempt of a write through one process, with headers of its own.
+    pub(crate) async fn post(
+        &self,
+        through: usize,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> (u16, Value) {
+        let mut request = self.request(through, "POST", path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.send(request.body(Full::new(Bytes::from(body.to_string()))).unwrap())
+            .await
+    }
+
+    /// One attempt of a change through the first process.
+    pub(crate) async fn patch(&self, path: &str, body: &Value) -> (u16, Value) {
+        let request = self.request(0, "PATCH", path);
+        self.send(request.body(Full::new(Bytes::from(body.to_string()))).unwrap())
+            .await
     }
 
     /// A node for each cluster.

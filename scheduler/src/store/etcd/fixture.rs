@@ -50,6 +50,8 @@ pub(crate) struct EtcdCluster {
     dir: PathBuf,
     members: Vec<Member>,
     flags: Vec<String>,
+    /// Of the addresses that clients use.
+    scheme: &'static str,
 }
 
 #[derive(Debug)]
@@ -60,7 +62,7 @@ struct Member {
 }
 
 impl EtcdCluster {
-    /// Starts `count` members with data under `dir` and waits until each listens.
+    /// Starts `count` members with data under `dir` and waits until each listens. With a `--cert-file` they speak TLS.
     pub(crate) fn start(dir: &Path, count: usize, flags: &[&str]) -> Self {
         let ports = free_ports(count * 2);
         let members = ports
@@ -75,6 +77,11 @@ impl EtcdCluster {
             dir: dir.to_path_buf(),
             members,
             flags: flags.iter().map(|&flag| flag.to_owned()).collect(),
+            scheme: if flags.contains(&"--cert-file") {
+                "https"
+            } else {
+                "http"
+            },
         };
         for member in 0..count {
             cluster.spawn(member);
@@ -115,7 +122,7 @@ impl EtcdCluster {
             .map(|(index, member)| format!("m{index}=http://127.0.0.1:{}", member.peer_port))
             .collect();
         let member = &self.members[index];
-        let client_url = format!("http://127.0.0.1:{}", member.client_port);
+        let client_url = format!("{}://127.0.0.1:{}", self.scheme, member.client_port);
         let peer_url = format!("http://127.0.0.1:{}", member.peer_port);
         let log = File::create(self.dir.join(format!("m{index}.log"))).unwrap();
         let child = Command::new(PROGRAM)

@@ -9,6 +9,7 @@
 //! PREFIX/shard/…                             who owns which cluster; see the module `ownership`
 //! PREFIX/restoring                           there while a restore has begun and not ended
 //! PREFIX/keys                                digests of the keys that all schedulers of the store hold
+//! PREFIX/once/KEY                            an idempotency key of a creation; see the module `reservation`
 //! PREFIX/compacted                           how far the history of etcd itself was given up
 //! ```
 //!
@@ -73,6 +74,10 @@ impl Keys {
 
     pub(super) fn restoring(&self) -> String {
         format!("{}/restoring", self.prefix)
+    }
+
+    pub(super) fn reservation(&self, key: &str) -> String {
+        format!("{}/once/{key}", self.prefix)
     }
 
     pub(super) fn compacted(&self) -> String {

@@ -4,6 +4,9 @@
 use super::fixture::{EtcdCluster, skip_without_etcd};
 use super::*;
 
+mod reservation;
+mod secured;
+
 fn cluster(name: &str) -> ClusterId {
     ClusterId::new(name).unwrap()
 }
