@@ -40,7 +40,7 @@ bench-placement: setup-build ## Measure placement against published results and 
 sim: setup-build ## Simulate whole clusters under faults, one run for each seed of SEEDS (0..2000).
 	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --locked -p berth-tests --test simulation -- --nocapture clusters_keep
 
-fuzz-api: setup-build ## Drive a scheduler by its own OpenAPI description for SECONDS (60), with invalid requests too.
+fuzz-api: setup-test ## Drive a scheduler by its own OpenAPI description for SECONDS (60), with invalid requests too.
 	scripts/fuzz-api.sh $(SECONDS)
 
 fuzz: setup-build ## Fuzz the placement engine for SECONDS (60), with an exact audit as judge.

@@ -3,7 +3,7 @@
 # Usage: setup.sh [build] [run] [demo] [test]
 set -euo pipefail
 
-# purpose | what must exist (a program or a file) | package | why
+# purpose | what must exist (a program, a file, or a module of Python) | package | why
 needs() {
   cat <<'LIST'
 build|cc|gcc|links Rust programs and compiles SQLite and the TLS library
@@ -20,6 +20,7 @@ run|mkfs.ext4|e2fsprogs|makes the ephemeral file systems
 run|nsenter|util-linux|enters a machine's network
 run|jq|jq|lets the demo read the programs' JSON
 demo|mmdebstrap|mmdebstrap|makes the PostgreSQL image of the demo
+test|python3:ensurepip|python3-venv|holds what fuzzes the API and validates its description
 test|etcd|etcd-server|the store of high availability, and what kills it, in tests
 test|docker-registry|docker-registry|the registry that images are pulled from in tests
 test|busybox|busybox-static|a shell for test containers
@@ -29,6 +30,7 @@ LIST
 present() {
   case $1 in
   /*) [ -e "$1" ] ;;
+  python3:*) python3 -c "import ${1#*:}" 2>/dev/null ;;
   *) command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ] ;;
   esac
 }

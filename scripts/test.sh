@@ -19,4 +19,6 @@ fi
 scripts/openapi.sh --check
 # The tests of whole programs start these by path.
 cargo build --workspace --bins --locked
+# A short run of what `make fuzz-api` does for longer; its seed is fixed, so that a change breaks it and not chance.
+SEED=${SEED:-20261122} BERTH_SCHEDULER=target/debug/berth-scheduler scripts/fuzz-api.sh "${FUZZ_API_SECONDS:-25}"
 exec cargo nextest run --workspace --locked --no-fail-fast "${filter[@]}"
