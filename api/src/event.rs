@@ -467,6 +467,13 @@ pub fn event(cursor: &Cursor<'_>) -> Option<Event> {
     }
     let first_timestamp = time("firstTimestamp");
     let last_timestamp = time("lastTimestamp");
+    if let (Some(first), Some(last)) = (first_timestamp, last_timestamp)
+        && last < first
+    {
+        cursor.member("lastTimestamp").fault(format!(
+            "is before firstTimestamp {first}; write the same or a later time"
+        ));
+    }
     let count = cursor.member("count").count(1..=u32::MAX);
     let involved_object = involved_object(&cursor.member("involvedObject"));
     let source = source(&cursor.member("source"));

@@ -44,7 +44,11 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Everything that is wrong with an input, in reading order. Invariant: not empty.
+/// So many faults of an input are listed, and how many there are besides: as many as a batch of heartbeats can have, and far fewer
+/// than a body of 1 MiB can.
+pub const FAULTS_MAX: usize = 500;
+
+/// What is wrong with an input, in reading order. Invariant: not empty, and at most one more than [`FAULTS_MAX`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Faults(Vec<Fault>);
 
@@ -62,12 +66,18 @@ impl Faults {
     ///
     /// # Errors
     /// When `faults` is not empty.
-    pub fn check(faults: Vec<Fault>) -> Result<(), Self> {
+    pub fn check(mut faults: Vec<Fault>) -> Result<(), Self> {
         if faults.is_empty() {
-            Ok(())
-        } else {
-            Err(Self(faults))
+            return Ok(());
         }
+        if let Some(more @ 1..) = faults.len().checked_sub(FAULTS_MAX) {
+            faults.truncate(FAULTS_MAX);
+            faults.push(Fault {
+                path: String::new(),
+                problem: format!("{more} more faults are not listed"),
+            });
+        }
+        Err(Self(faults))
     }
 
     #[must_use]

@@ -111,6 +111,7 @@ pub struct ContainerConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementRules>,
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required = true))]
     pub status: ContainerStatus,
     /// Explicit null when absent: older clients require the member.
     #[serde(default)]

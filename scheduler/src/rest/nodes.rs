@@ -5,11 +5,13 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use berth_api::event::EventSource;
+use berth_api::id::ClusterId;
 use berth_api::rest::node::{
     CreateEventRequest, HeartbeatReply, HeartbeatRequest, RegisterReply, RegisterRequest, read_batch,
 };
 use berth_api::rest::{SUCCESS, Success};
 use berth_api::validate::{Fault, Faults};
+use serde_json::Value;
 
 use super::auth::{NodeToken, Platform};
 use super::request::{Answer, ApiError, Input};
@@ -18,15 +20,20 @@ use super::{Api, view};
 use crate::cluster::{ClusterHandle, Heartbeat};
 use crate::refusal::Refused;
 
-/// Reads a body only for somebody who is known, and tells who that is.
+/// Reads a body; what is wrong with it is told only to who may speak for the cluster that it names.
 fn read_for<T>(
     api: &Api,
     token: &NodeToken,
-    read: Result<T, Faults>,
+    value: &Value,
+    read: impl FnOnce(&Value) -> Result<T, Faults>,
     code: &'static str,
 ) -> Result<T, ApiError> {
-    read.or_else(|faults| {
-        token.require_machine(api, None)?;
+    read(value).or_else(|faults| {
+        let named = value.get("clusterId").and_then(Value::as_str);
+        match named.map(ClusterId::new) {
+            Some(Ok(cluster)) => token.machine_of(api, &cluster)?,
+            Some(Err(_)) | None => token.require_machine(api, None)?,
+        };
         Err(ApiError::invalid(code, faults))
     })
 }
@@ -36,7 +43,7 @@ pub(super) async fn register(
     token: NodeToken,
     Write { once, value }: Write,
 ) -> Result<Response, ApiError> {
-    let request = read_for(&api, &token, RegisterRequest::read(&value), "invalid_machine")?;
+    let request = read_for(&api, &token, &value, RegisterRequest::read, "invalid_machine")?;
     let cluster = token.machine_of(&api, &request.cluster_id)?;
     write(&cluster, once, move |draft| {
         let assigned_network = draft.register_machine(request.machine)?;
@@ -50,7 +57,7 @@ pub(super) async fn heartbeat(
     token: NodeToken,
     Input(value): Input,
 ) -> Answer<HeartbeatReply> {
-    let request = read_for(&api, &token, HeartbeatRequest::read(&value), "invalid_heartbeat")?;
+    let request = read_for(&api, &token, &value, HeartbeatRequest::read, "invalid_heartbeat")?;
     let cluster = token.machine_of(&api, &request.cluster_id)?;
     let machine_id = request.machine_id.clone();
     beat(&cluster, request).await?;
@@ -98,7 +105,7 @@ pub(super) async fn create_event(
     token: NodeToken,
     Write { once, value }: Write,
 ) -> Result<Response, ApiError> {
-    let request = read_for(&api, &token, CreateEventRequest::read(&value), "invalid_event")?;
+    let request = read_for(&api, &token, &value, CreateEventRequest::read, "invalid_event")?;
     let cluster = token.machine_of(&api, &request.cluster_id)?;
     match &request.event.source {
         EventSource::Horizond { .. } => {}

@@ -2,11 +2,13 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::time::{Timestamp, monotonic};
 use berth_scheduler::Scheduler;
 use berth_scheduler::config::Config;
+use berth_scheduler::store::Store;
 use horizon_client_sdk::{Client, Error, types};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use serde::de::DeserializeOwned;
@@ -39,6 +41,19 @@ impl Stage {
         let mut config = config(dir.path());
         change(&mut config);
         let running = Scheduler::start(config).await?;
+        let platform = running.scheduler().identity().platform_token(Timestamp::now())?;
+        Ok(Self {
+            running,
+            platform,
+            dir,
+        })
+    }
+
+    /// On a store of the test's own.
+    pub(crate) async fn start_on(store: Arc<dyn Store>) -> anyhow::Result<Self> {
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        let dir = tempfile::tempdir()?;
+        let running = Scheduler::start_on(store, config(dir.path())).await?;
         let platform = running.scheduler().identity().platform_token(Timestamp::now())?;
         Ok(Self {
             running,

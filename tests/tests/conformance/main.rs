@@ -11,11 +11,16 @@ mod events;
 mod harness;
 mod idempotency;
 mod limits;
+mod members;
 mod operations;
 mod placement;
 mod plans;
 mod protocol;
+mod required;
+mod tokens;
+mod trouble;
 mod watch;
+mod writes;
 
 use harness::{CLUSTER, Stage, cluster_body, container_body, read};
 use horizon_client_sdk::types;
