@@ -4,12 +4,16 @@
 //! unreadable. So nothing is stored that is not one of the kinds below, with every member inside the width the client
 //! reads it with: [`read_event`] refuses the rest when it arrives.
 
+mod faulty;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::assignment::StopReason;
 use crate::time::Timestamp;
 use crate::validate::{Cursor, Faults, INT32_MAX, INT64_MAX, read};
+
+use faulty::faulty;
 
 /// Severity, the wire's `type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -533,7 +537,16 @@ fn details(cursor: &Cursor<'_>) -> Option<EventDetails> {
     // Widths are checked below: serde would take an int64 where the generated client reads an int32.
     let details: EventDetails = match serde_json::from_value(cursor.raw()?.clone()) {
         Ok(details) => details,
-        Err(error) => return cursor.refuse(error.to_string()),
+        Err(_) => {
+            for (name, problem) in faulty(cursor.raw()?) {
+                if name.is_empty() {
+                    cursor.fault(problem);
+                } else {
+                    cursor.member(&name).fault(problem);
+                }
+            }
+            return None;
+        }
     };
     let widths_fit = fits_client(&details);
     if !widths_fit {
@@ -608,7 +621,7 @@ mod tests {
         value["stopReason"] = json!("because");
         let faults = read_event(&value).unwrap_err();
         let paths: Vec<&str> = faults.list().iter().map(|fault| fault.path.as_str()).collect();
-        assert_eq!(paths, ["type", "count", "source.component", ""]);
+        assert_eq!(paths, ["type", "count", "source.component", "stopReason"]);
     }
 
     #[test]
