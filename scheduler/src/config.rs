@@ -40,6 +40,13 @@
 //! | `rest.failures_per_second` | requests of one address without a valid token | 50 | 1 to 1000000 |
 //! | `rest.audit_file` | where the audit log goes, a line of JSON each | none: the log, target `berth::audit` | absolute |
 //!
+//! Traces of the scheduler itself:
+//!
+//! | key | meaning | default | bounds |
+//! | --- | --- | --- | --- |
+//! | `traces.endpoint` | collector that takes OTLP over gRPC | none: no traces | `http://host:port` |
+//! | `traces.sample_percent` | of the requests whose caller has not decided it by `traceparent` | 100 | 1 to 100 |
+//!
 //! `[[platform_issuers]]`, any number of them, are keys of others whose platform tokens are accepted beside our own:
 //!
 //! | key | meaning | default | bounds |
@@ -52,6 +59,7 @@
 
 mod rest;
 mod store;
+mod traces;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -67,6 +75,7 @@ use crate::platform::{PLATFORM_AUDIENCE, PLATFORM_ISSUER, SigningAlgorithm, Trus
 
 pub use rest::RestLimits;
 pub use store::{EtcdAccess, EtcdChoice, StoreChoice};
+pub use traces::TracesConfig;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -93,6 +102,7 @@ pub struct Config {
     pub link_advertise: Option<String>,
     pub lease: Duration,
     pub rest: RestLimits,
+    pub traces: TracesConfig,
 }
 
 /// Why a configuration cannot be used.
@@ -136,6 +146,8 @@ struct File {
     lease_seconds: u64,
     #[serde(default)]
     rest: RestLimits,
+    #[serde(default)]
+    traces: TracesConfig,
     #[serde(default)]
     platform_issuers: Vec<FileIssuer>,
 }
@@ -265,6 +277,7 @@ const KEYS: &[&str] = &[
     "link_advertise",
     "lease_seconds",
     "rest",
+    "traces",
 ];
 const LIMIT_KEYS: [&str; 4] = [
     "unhealthy_after_seconds",
@@ -293,6 +306,7 @@ const TABLES: &[(&str, &[&str])] = &[
     ("autoscale", &AUTOSCALE_KEYS),
     ("etcd", &store::ETCD_KEYS),
     ("rest", &rest::REST_KEYS),
+    ("traces", &traces::TRACES_KEYS),
 ];
 
 impl Config {
@@ -313,6 +327,7 @@ impl Config {
             link_advertise: None,
             lease: Duration::from_secs(default_lease_seconds()),
             rest: RestLimits::default(),
+            traces: TracesConfig::default(),
         }
     }
 
@@ -377,6 +392,7 @@ impl Config {
             link_advertise: file.link_advertise,
             lease: Duration::from_secs(file.lease_seconds),
             rest: file.rest,
+            traces: file.traces,
             limits: limits(&file.limits, &file.capacity, &file.autoscale),
             platform_issuers: file.platform_issuers.into_iter().map(trusted).collect(),
         })
@@ -529,7 +545,7 @@ fn check(file: &File, faults: &mut Vec<Fault>) {
     check_capacity(&file.capacity, &mut require);
     check_autoscale(&file.autoscale, &mut require);
     check_issuers(&file.platform_issuers, &mut require);
-    for (path, problem) in file.rest.faults() {
+    for (path, problem) in file.rest.faults().into_iter().chain(file.traces.faults()) {
         require(false, path, problem);
     }
     for (path, problem) in file.etcd.faults() {

@@ -40,6 +40,7 @@ pub mod squeeze;
 pub mod status;
 pub mod store;
 pub mod tokens;
+pub mod traces;
 pub mod world;
 
 pub use cluster::ClusterHandle;

@@ -173,7 +173,8 @@ impl Link for LinkService {
         let stop = self.stop.clone();
         self.sessions.spawn(async move {
             let ended = stop.run_until_cancelled_owned(session).await;
-            if let Some(Err(refused)) = ended {
+            let goodbye = || Refused::unavailable("the scheduler stops; link again");
+            if let Err(refused) = ended.unwrap_or_else(|| Err(goodbye())) {
                 // The node may have gone away.
                 drop(refuse.send(refused));
             }

@@ -12,10 +12,13 @@ use berth_api::time::Timestamp;
 use berth_scheduler::config::{Config, EtcdAccess, LogFormat, StoreChoice};
 use berth_scheduler::identity::Identity;
 use berth_scheduler::platform::{self, PLATFORM_TOKEN_LIFETIME_MAX};
+use berth_scheduler::traces::Traces;
 use berth_scheduler::{Scheduler, backup};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 /// The central scheduler of Berth.
 #[derive(Debug, Parser)]
@@ -167,34 +170,49 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 fn serve(config: Config) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_env("BERTH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match config.log_format {
-        LogFormat::Text => subscriber.with_ansi(false).init(),
-        LogFormat::Json => subscriber.json().init(),
+    let runtime = runtime()?;
+    let traces = {
+        // The exporter's connection lives on it.
+        let _context = runtime.enter();
+        Traces::start(&config.traces).context("cannot export traces")?
+    };
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let log = match config.log_format {
+        LogFormat::Text => log.with_ansi(false).with_filter(filter).boxed(),
+        LogFormat::Json => log.json().with_filter(filter).boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(log)
+        .with(traces.as_ref().map(Traces::layer))
+        .init();
+    let ended = runtime.block_on(run_until_asked(config));
+    if let Some(traces) = traces {
+        traces.stop();
     }
-    runtime()?.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-        let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
-        let mut running = Scheduler::start(config).await?;
-        loop {
-            tokio::select! {
-                // Cancel-safe by their documentation: signals that are not taken stay pending.
-                _ = terminate.recv() => break,
-                _ = hangup.recv() => reload(&running),
-                interrupted = tokio::signal::ctrl_c() => {
-                    interrupted.context("cannot listen for SIGINT")?;
-                    break;
-                }
-                // Cancel-safe: joining takes nothing before it completes.
-                () = running.failed() => anyhow::bail!("a server has ended by itself; see the log"),
+    ended
+}
+
+/// Serves until a signal asks to stop, and then stops in order.
+async fn run_until_asked(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
+    let mut running = Scheduler::start(config).await?;
+    loop {
+        tokio::select! {
+            // Cancel-safe by their documentation: signals that are not taken stay pending.
+            _ = terminate.recv() => break,
+            _ = hangup.recv() => reload(&running),
+            interrupted = tokio::signal::ctrl_c() => {
+                interrupted.context("cannot listen for SIGINT")?;
+                break;
             }
+            // Cancel-safe: joining takes nothing before it completes.
+            () = running.failed() => anyhow::bail!("a server has ended by itself; see the log"),
         }
-        tracing::info!("stopping");
-        running.shutdown().await;
-        Ok(())
-    })
+    }
+    tracing::info!("stopping");
+    running.shutdown().await;
+    Ok(())
 }
 
 /// Takes over what may change while the scheduler runs: the keys of platform tokens.

@@ -14,7 +14,7 @@ use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{Instrument as _, Span, error, info, warn};
 
 use super::draft::Memory;
 use super::{ClusterHandle, Directory, Draft, MAILBOX_MAX, Mesh, Published};
@@ -28,6 +28,7 @@ use crate::metrics::Metrics;
 use crate::refusal::Refused;
 use crate::shard::Tenure;
 use crate::store::{History, SNAPSHOT_INTERVAL, Snapshot, Store, StoreError};
+use crate::traces::{self, Part};
 use crate::world::{ApplyError, Now, Observed, World};
 
 /// A decision is made at least this often: liveness has no other clock.
@@ -48,11 +49,16 @@ pub(super) type Finish = Box<dyn FnOnce(Result<(), Refused>) + Send>;
 /// One change that waits in the mailbox.
 pub(crate) struct Request {
     run: Box<dyn FnOnce(&mut Draft<'_>) -> Finish + Send>,
+    /// What asked for it.
+    span: Span,
 }
 
 impl Request {
     pub(super) fn new(run: impl FnOnce(&mut Draft<'_>) -> Finish + Send + 'static) -> Self {
-        Self { run: Box::new(run) }
+        Self {
+            run: Box::new(run),
+            span: Span::current(),
+        }
     }
 }
 
@@ -390,6 +396,7 @@ impl Actor {
             memory: &mut self.memory,
             now,
         };
+        let commit = traces::commit(batch.iter().map(|request| &request.span));
         let finishes: Vec<Finish> = batch
             .into_iter()
             .map(|request| (request.run)(&mut draft))
@@ -414,15 +421,19 @@ impl Actor {
             }
             entries.extend_from_slice(&decision.entries);
         }
-        let stored = self.append(&entries).await;
-        let outcome = match &stored {
-            Ok(()) => {
+        commit.record("entries", entries.len());
+        let append = traces::part(&commit, Part::Append);
+        let stored = self.append(&entries).instrument(append).await;
+        let outcome = traces::part(&commit, Part::Announce).in_scope(|| {
+            if stored.is_ok() {
                 self.commit(world, &entries);
-                Ok(())
             }
-            Err(error) => Err(Refused::from(error)),
-        };
-        self.publish(decision.map(|decision| decision.report), now);
+            self.publish(decision.map(|decision| decision.report), now);
+            match &stored {
+                Ok(()) => Ok(()),
+                Err(error) => Err(Refused::from(error)),
+            }
+        });
         for finish in finishes {
             finish(outcome.clone());
         }

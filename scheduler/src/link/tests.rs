@@ -30,6 +30,7 @@ use crate::entry::{TokenDigest, TokenKind};
 use crate::store::{Memory, Store};
 use crate::{ClusterHandle, Creation, Running, Scheduler, StartError};
 
+mod goodbye;
 mod logs;
 mod revocation;
 

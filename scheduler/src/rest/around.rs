@@ -16,6 +16,7 @@ use super::openapi::{Effect, OPERATIONS};
 use super::request::{ApiError, RefusalCode};
 use super::told::Told;
 use super::write::REPLAYED;
+use crate::traces;
 
 /// A request that is not answered by then is given up: an actor commits within milliseconds, and a watch ends before.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -73,6 +74,7 @@ pub(super) async fn around(State(api): State<Api>, mut request: Request, next: N
         method = %request.method(),
         path = asked.path,
     );
+    traces::adopt(&span, request.headers());
     let started = monotonic();
     let mut response = match too_long(&request) {
         Some(refusal) => refusal.into_response(),
@@ -106,6 +108,7 @@ pub(super) async fn around(State(api): State<Api>, mut request: Request, next: N
             replayed,
         });
     }
+    traces::answered(&span, asked.operation, status);
     let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
     span.in_scope(|| tracing::debug!(status, elapsed_ms, "answered"));
     response

@@ -145,6 +145,7 @@ pub(super) async fn send(api: &Api, member: &Member, request: Request) -> Result
     *onward.method_mut() = head.method;
     *onward.uri_mut() = uri;
     *onward.headers_mut() = end_to_end(head.headers);
+    crate::traces::hand_on(onward.headers_mut());
     onward
         .headers_mut()
         .insert(FORWARDED, HeaderValue::from_static("1"));
