@@ -34,8 +34,8 @@ pub(crate) use etcd::{Changes, Claim, Claimed, Lease, OwnerChange, Reserved};
 pub use memory::Memory;
 pub use sqlite::{Reading, Sqlite};
 
-/// A snapshot is taken after this many records. Replay applies at most twice as many at start: at about 20 us a
-/// record that is 40 ms a cluster.
+/// A snapshot is taken after this many records, or after as many as a larger cluster has machines, containers and replicas.
+/// Replay applies at most twice as many at start: at about 20 us a record that is 40 ms for 1000.
 pub const SNAPSHOT_INTERVAL: u64 = 1000;
 
 /// One entry of a log, in the form it is stored.

@@ -237,6 +237,13 @@ impl World {
         &self.machines
     }
 
+    /// Machines, containers and replicas together.
+    #[must_use]
+    pub(crate) fn size(&self) -> u64 {
+        let size = self.machines.len() + self.containers.len() + self.replicas().len();
+        u64::try_from(size).expect("a length fits into 64 bits")
+    }
+
     #[must_use]
     pub fn machine(&self, id: &MachineId) -> Option<&Machine> {
         self.machines.get(id)

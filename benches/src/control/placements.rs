@@ -26,7 +26,9 @@ const RUNS: usize = 5;
 pub(crate) async fn measure(context: &Context, figures: &mut Figures) -> anyhow::Result<()> {
     let scheduler = &context.scheduler;
     let program = Program::start(scheduler, &context.work.join("placements"), "").await?;
-    let seconds = best_of_runs(&program, context).await?;
+    let before = crate::process::cpu_time(program.pid()?)?;
+    let seconds = middle_of_runs(&program, context).await?;
+    let cpu = (crate::process::cpu_time(program.pid()?)? - before).as_secs_f64();
     drop(program);
     let raw = raw(context).await?;
     figures.add(
@@ -49,7 +51,7 @@ pub(crate) async fn measure(context: &Context, figures: &mut Figures) -> anyhow:
     };
     let store = format!("store = \"etcd://{}/berth\"", etcd.endpoints());
     let program = Program::start(scheduler, &context.work.join("placements-etcd"), &store).await?;
-    let seconds = best_of_runs(&program, context).await?;
+    let seconds = middle_of_runs(&program, context).await?;
     figures.add(
         "place_20000_etcd_s",
         "20 000 durable placements, etcd, one member",
@@ -61,7 +63,7 @@ pub(crate) async fn measure(context: &Context, figures: &mut Figures) -> anyhow:
 }
 
 /// The middle of some runs, each in a cluster of its own.
-async fn best_of_runs(program: &Program, context: &Context) -> anyhow::Result<f64> {
+async fn middle_of_runs(program: &Program, context: &Context) -> anyhow::Result<f64> {
     let mut seconds = Vec::new();
     for number in 0..RUNS {
         seconds.push(run(program, number, context.divisor).await?);

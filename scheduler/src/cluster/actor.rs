@@ -583,11 +583,11 @@ impl Actor {
         self.was_frozen = report.freeze.is_some();
     }
 
-    /// Keeps a snapshot when enough was appended since the last. A failure is told and tried again after the next append:
-    /// the log alone is the truth.
+    /// Keeps a snapshot when as much was appended since the last as a snapshot is large: so all snapshots together cost no more
+    /// than the log. A failure is told and tried again after the next append: the log alone is the truth.
     async fn keep_snapshot(&mut self) {
         let seq = self.next_seq - 1;
-        if seq < self.snapshot_seq + SNAPSHOT_INTERVAL {
+        if seq < self.snapshot_seq + SNAPSHOT_INTERVAL.max(self.world.size()) {
             return;
         }
         let stored = StoredSnapshot {
