@@ -174,7 +174,10 @@ async fn what_the_client_could_not_read_is_never_stored() -> anyhow::Result<()> 
     let created = stage.create_cluster().await?;
     let bad = [
         (json!({"reason": "Unheard"}), "event.reason"),
-        (json!({"reason": "ImagePulled", "image": "a"}), "event.pullDurationMs"),
+        (
+            json!({"reason": "ImagePulled", "image": "a"}),
+            "event.pullDurationMs",
+        ),
         (
             json!({"reason": "CrashLoopRecovered", "previousCrashes": 4_000_000_000_u32}),
             "event",
