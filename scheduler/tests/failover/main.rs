@@ -8,7 +8,7 @@
 //! - no replica is placed twice, and every log reads whole, without a gap;
 //! - each cluster is written again within a bound that only a hang exceeds; how long it took is printed.
 //!
-//! `BERTH_FAILOVER_FAULTS=100` makes 100 faults instead of 6. Skipped, with a line, where there is no program `etcd`.
+//! `BERTH_FAILOVER_FAULTS=100` makes 100 faults instead of 6, `BERTH_FAILOVER_ONLY=kills` only those that kill a scheduler. Skipped, with a line, where there is no program `etcd`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 #![expect(
@@ -63,6 +63,15 @@ const FAULTS: [Fault; 6] = [
     Fault::Leave,
 ];
 
+/// All kinds, or those that whoever runs the test asks for.
+fn kinds() -> Vec<Fault> {
+    match std::env::var("BERTH_FAILOVER_ONLY").as_deref() {
+        Ok("kills") => vec![Fault::Kill, Fault::KillAndEtcd],
+        Ok(other) => panic!("BERTH_FAILOVER_ONLY={other} is none of: kills"),
+        Err(_) => FAULTS.to_vec(),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost_and_nothing_is_decided_twice() {
     let test = "nothing_acknowledged_is_lost_and_nothing_is_decided_twice";
@@ -73,13 +82,14 @@ async fn nothing_acknowledged_is_lost_and_nothing_is_decided_twice() {
         .ok()
         .and_then(|count| count.parse().ok())
         .unwrap_or(FAULTS.len());
+    let kinds = kinds();
     let mut stage = Stage::start(SCHEDULERS).await;
     let writers = stage.writers(CLUSTERS).await;
     let nodes = stage.nodes(CLUSTERS).await;
     writer::all_write(&writers).await;
     let mut times = Vec::new();
     for number in 0..faults {
-        let fault = FAULTS[number % FAULTS.len()];
+        let fault = kinds[number % kinds.len()];
         let owner = stage.owner_of(0).await;
         let began = monotonic();
         stage.strike(fault, owner, number).await;
