@@ -19,8 +19,9 @@ use serde_json::{Value, json};
 use super::Api;
 use super::around::SentOn;
 use super::gather::{AsPart, Whole, gather};
-use super::request::{ApiError, read_body};
+use super::request::{ApiError, RefusalCode, read_body};
 use crate::refusal::Refused;
+use crate::shard::Place;
 use crate::store::Member;
 
 /// Marks what another process has sent.
@@ -51,20 +52,49 @@ pub(super) async fn forward(State(api): State<Api>, mut request: Request, next: 
     }
     if request.headers().contains_key(FORWARDED) {
         request.extensions_mut().insert(AsPart);
-        return next.run(request).await;
+        let subject = subject(request.method(), request.uri());
+        return confirmed(&api, subject, next.run(request).await).await;
     }
     let subject = subject(request.method(), request.uri());
     let answer = match subject {
         Subject::Here => Ok(next.run(request).await),
         Subject::Cluster(cluster) => match api.scheduler.elsewhere(&cluster) {
             Some(member) => send(&api, &member, request).await,
-            None => Ok(next.run(request).await),
+            None => {
+                let answer = next.run(request).await;
+                Ok(confirmed(&api, Subject::Cluster(cluster), answer).await)
+            }
         },
         Subject::Body => by_body(&api, request, next).await,
         Subject::Batch => batch(&api, request, next).await,
         Subject::All(whole) => gather(&api, whole, request, next).await,
     };
     answer.unwrap_or_else(ApiError::into_response)
+}
+
+/// An answer that says or means that a cluster does not exist is true only when the store says so too: this process may not have
+/// heard yet of one that another process has just created. Then the caller tries again.
+async fn confirmed(api: &Api, subject: Subject, answer: Response) -> Response {
+    let (Subject::Cluster(cluster), Some(shard)) = (subject, api.scheduler.shard()) else {
+        return answer;
+    };
+    let code = answer
+        .extensions()
+        .get::<RefusalCode>()
+        .map(|code| code.0.as_str());
+    let is_doubtful = matches!(code, Some("cluster_not_found" | "unauthenticated"));
+    if !is_doubtful || !matches!(api.scheduler.place(&cluster), Place::Unknown) {
+        return answer;
+    }
+    let refused = match shard.etcd.has_history(&cluster).await {
+        Ok(false) => return answer,
+        Ok(true) => Refused::unavailable(format!(
+            "cluster {:?} is not known to this scheduler yet; try again",
+            cluster.as_str()
+        )),
+        Err(error) => Refused::from(&error),
+    };
+    ApiError::from(refused).into_response()
 }
 
 fn subject(method: &Method, uri: &Uri) -> Subject {

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use berth_api::id::ClusterId;
 use etcd_client::{
-    Compare, CompareOp, Error, EventType, PutOptions, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchStream,
+    Compare, CompareOp, Error, EventType, GetOptions, PutOptions, Txn, TxnOp, TxnOpResponse, WatchOptions,
+    WatchStream,
 };
 use serde::{Deserialize, Serialize};
 
@@ -190,6 +191,15 @@ impl Etcd {
         self.fences().insert(cluster.clone(), created);
         self.remember(cluster, None);
         Ok(Claimed::Won)
+    }
+
+    /// Whether a cluster is there, as of now and not as of the last change that was heard of.
+    pub(crate) async fn has_history(&self, cluster: &ClusterId) -> Result<bool, StoreError> {
+        let count = GetOptions::new().with_count_only();
+        let head = self
+            .get("look for a cluster", self.keys.head(cluster), count)
+            .await?;
+        Ok(head.count() > 0)
     }
 
     /// Whether this process has claimed a cluster and not given it back.
