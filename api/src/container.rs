@@ -96,6 +96,16 @@ impl Default for DisruptionBudget {
     }
 }
 
+/// When a failing rollout of a container goes back by itself. Berth's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct RollbackPolicy {
+    /// Failed starts of its replicas, none having come up. 0: never.
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 1_000))]
+    pub after_failed_starts: u32,
+}
+
 /// Bounds and targets of automatic scaling. Invariant: 1 <= min <= desired <= max.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -277,6 +287,7 @@ pub struct ContainerSpec {
     pub disruption_budget: Option<DisruptionBudget>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementRules>,
+    pub rollback: Option<RollbackPolicy>,
 }
 
 impl ContainerSpec {
@@ -294,6 +305,8 @@ impl ContainerSpec {
 
 /// At most this many replicas of one container: a typing error must not become a million replicas.
 pub const REPLICAS_MAX: u32 = 10_000;
+/// At most so many failed starts before a rollback: more than a day of one replica's attempts.
+pub const FAILED_STARTS_MAX: u32 = 1_000;
 /// The environment variable that tells a stateful replica its ordinal.
 pub const ORDINAL_VARIABLE: &str = "ALIEN_ORDINAL";
 /// From SIGTERM to SIGKILL.

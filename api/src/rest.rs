@@ -10,6 +10,7 @@
 //! | [`container`] | containers and their replicas |
 //! | [`node`] | register, heartbeat, posted events, machines |
 //! | [`aggregate`] | sums over all clusters |
+//! | [`rollout`] | how the change of a container's replicas stands |
 //! | [`operator`] | Berth's additions: list of clusters, replicas, logs |
 
 pub mod aggregate;
@@ -23,6 +24,7 @@ pub mod node;
 pub mod operator;
 mod pattern;
 pub mod repack;
+pub mod rollout;
 #[cfg(feature = "openapi")]
 pub mod schema;
 mod update;

@@ -276,6 +276,7 @@ fn container(
         links: resource.links.iter().map(|link| link.id.to_owned()).collect(),
         disruption_budget: budget?,
         placement: placement?,
+        rollback: None,
     };
     if let Some(persistent) = persistent? {
         volumes(&mut spec, &persistent, context, config, warnings)?;

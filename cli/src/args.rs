@@ -12,6 +12,7 @@ use crate::commands::explain::ExplainArgs;
 use crate::commands::get::GetArgs;
 use crate::commands::logs::LogsArgs;
 use crate::commands::plan::PlanArgs;
+use crate::commands::rollout::RolloutArgs;
 use crate::commands::status::StatusArgs;
 use crate::commands::token::TokenArgs;
 use crate::dev::DevArgs;
@@ -90,6 +91,8 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// Move every replica off a machine
     Drain(DrainArgs),
+    /// Show, pause, resume or undo the change of a container's replicas
+    Rollout(RolloutArgs),
     /// Delete a container and its replicas
     Delete(DeleteArgs),
     /// Start a stopped container

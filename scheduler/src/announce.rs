@@ -7,14 +7,15 @@ use berth_api::event::{
     CapacityTrigger, Event, EventDetails, EventSource, EventType, InvolvedObject, TriggerMetric,
 };
 use berth_api::id::{ContainerName, MachineId};
+use berth_api::machine::MachineSpec;
 use berth_api::rest::cluster::CapacityReason;
 use berth_api::rest::container::changes;
 use berth_api::time::Timestamp;
 
 use crate::autoscale::Metric;
-use crate::entry::{CapacityWish, ContainerScaled, Entry, MachineHealthState, Placed};
+use crate::entry::{CapacityWish, ContainerScaled, Entry, MachineHealthState, Placed, RolloutTurned};
 use crate::liveness::Freeze;
-use crate::world::{Observed, World};
+use crate::world::{Observed, RolloutTurn, World};
 
 /// The events of an entry that is about to be applied to `world`, as entries to follow it.
 #[must_use]
@@ -26,48 +27,38 @@ pub fn announce(world: &World, observed: &Observed, entry: &Entry) -> Vec<Entry>
     let event = match entry {
         Entry::MachineRegistered {
             spec, subnet_index, ..
-        } => {
-            let cidr = world.spec().subnet(*subnet_index).map(|cidr| cidr.to_string());
-            let details = EventDetails::MachineRegistered {
-                capacity_group: spec.capacity_group.to_string(),
-                zone: spec.zone.to_string(),
-                vpc_ip: spec.vpc_ip.to_string(),
-                container_cidr: cidr.unwrap_or_default(),
-            };
-            let message = format!(
-                "machine {} registered in group {}",
-                spec.machine_id, spec.capacity_group
-            );
-            Some(event(
-                EventType::Info,
-                message,
-                machine(&spec.machine_id),
-                details,
-                at,
-            ))
-        }
+        } => Some(registered(world, spec, *subnet_index, at)),
         Entry::MachineHealthChanged {
             machine_id, state, ..
         } => health_changed(world, observed, machine_id, *state, at),
         Entry::MachineDraining { machine_id, .. } => draining(world, machine_id, at),
-        Entry::ContainerPut { spec, .. } => put(world, spec, at),
+        Entry::ContainerPut { spec, revision, .. } => {
+            return put(world, spec, at)
+                .into_iter()
+                .chain(rollout_started(world, spec, *revision, at))
+                .map(recorded)
+                .collect();
+        }
         Entry::ContainerStopped { container, .. } => {
-            let message = format!("container {container} was stopped");
             let details = EventDetails::ContainerStopped {};
-            Some(event(EventType::Info, message, object(container), details, at))
+            Some(told(container, "was stopped", details, at))
         }
         Entry::ContainerStarted { container, .. } => {
-            let message = format!("container {container} was started");
             let details = EventDetails::ContainerStarted {};
-            Some(event(EventType::Info, message, object(container), details, at))
+            Some(told(container, "was started", details, at))
         }
         Entry::ContainerDeleted { container, .. } => {
             let details = EventDetails::ContainerDeleted {
                 replicas_removed: world.replicas_of(container).count() as u64,
             };
-            let message = format!("container {container} was deleted");
-            Some(event(EventType::Info, message, object(container), details, at))
+            Some(told(container, "was deleted", details, at))
         }
+        Entry::RolloutPaused { .. }
+        | Entry::RolloutResumed { .. }
+        | Entry::RolloutProven { .. }
+        | Entry::RolloutStalled { .. }
+        | Entry::RolloutCompleted { .. }
+        | Entry::RolloutTurned(_) => rollout(world, entry, at),
         Entry::UnplacedChanged { container, count, .. } => unplaced(world, container, *count, at),
         Entry::ReplicaPlaced(placed) => Some(scheduled(world, placed)),
         Entry::ContainerScaled(scaled) => rescaled(world, scaled),
@@ -180,6 +171,26 @@ fn object(container: &ContainerName) -> InvolvedObject {
     InvolvedObject::Container(container.to_string())
 }
 
+fn told(container: &ContainerName, words: &str, details: EventDetails, at: Timestamp) -> Event {
+    let message = format!("container {container} {words}");
+    event(EventType::Info, message, object(container), details, at)
+}
+
+fn registered(world: &World, spec: &MachineSpec, subnet_index: u32, at: Timestamp) -> Event {
+    let cidr = world.spec().subnet(subnet_index).map(|cidr| cidr.to_string());
+    let details = EventDetails::MachineRegistered {
+        capacity_group: spec.capacity_group.to_string(),
+        zone: spec.zone.to_string(),
+        vpc_ip: spec.vpc_ip.to_string(),
+        container_cidr: cidr.unwrap_or_default(),
+    };
+    let message = format!(
+        "machine {} registered in group {}",
+        spec.machine_id, spec.capacity_group
+    );
+    event(EventType::Info, message, machine(&spec.machine_id), details, at)
+}
+
 fn health_changed(
     world: &World,
     observed: &Observed,
@@ -240,13 +251,81 @@ fn put(world: &World, spec: &ContainerSpec, at: Timestamp) -> Option<Event> {
         let message = format!("container {} was created", spec.name);
         return Some(event(EventType::Info, message, object(&spec.name), details, at));
     };
-    let changes = changes(&known.spec, spec);
+    let changes = changes(known.declared(), spec);
     if changes.is_empty() {
         return None;
     }
     let message = format!("container {} was updated: {}", spec.name, changes.join(", "));
     let details = EventDetails::ContainerUpdated { changes };
     Some(event(EventType::Info, message, object(&spec.name), details, at))
+}
+
+/// The public client reads no other kinds of events than those it knows: what happens to rollouts is told as an update of
+/// their container, with the words `rolloutStarted`, `rolloutPaused` and so on as the only change.
+fn told_rollout(container: &ContainerName, word: &str, message: String, at: Timestamp) -> Event {
+    let details = EventDetails::ContainerUpdated {
+        changes: vec![format!("rollout{word}")],
+    };
+    event(EventType::Info, message, object(container), details, at)
+}
+
+/// What happens to the rollout under way.
+fn rollout(world: &World, entry: &Entry, at: Timestamp) -> Option<Event> {
+    let (container, word, words) = match entry {
+        Entry::RolloutPaused { container, .. } => (container, "Paused", "was paused".to_owned()),
+        Entry::RolloutResumed { container, .. } => (container, "Resumed", "was resumed".to_owned()),
+        Entry::RolloutCompleted { container, .. } => (container, "Completed", "is completed".to_owned()),
+        Entry::RolloutStalled {
+            container, reason, ..
+        } => {
+            let words = format!("cannot go on and has nothing to go back to: {reason}");
+            (container, "Stalled", words)
+        }
+        Entry::RolloutTurned(turned) => return turned_event(world, turned),
+        _ => return None,
+    };
+    let id = world.container(container)?.revision;
+    let message = format!("rollout {id} of container {container} {words}");
+    let event = told_rollout(container, word, message, at);
+    let is_stalled = matches!(entry, Entry::RolloutStalled { .. });
+    let kind = if is_stalled { EventType::Error } else { event.kind };
+    Some(Event { kind, ..event })
+}
+
+/// A change that replicas see.
+fn rollout_started(world: &World, spec: &ContainerSpec, revision: u64, at: Timestamp) -> Option<Event> {
+    let known = world
+        .container(&spec.name)
+        .filter(|known| known.deleted_since.is_none() && known.revision != revision)?;
+    let changes = changes(known.declared(), spec).join(", ");
+    let message = format!("rollout {revision} of container {} started: {changes}", spec.name);
+    Some(told_rollout(&spec.name, "Started", message, at))
+}
+
+fn turned_event(world: &World, turned: &RolloutTurned) -> Option<Event> {
+    let name = &turned.container;
+    let known = world.container(name)?;
+    let (before, after) = (known.revision, turned.revision);
+    let (kind, word, message) = match turned.turn {
+        RolloutTurn::RolledBack => {
+            let reason = turned.reason.as_deref().unwrap_or("it failed");
+            let message =
+                format!("rollout {before} of container {name} was rolled back by rollout {after}: {reason}");
+            (EventType::Error, "RolledBack", message)
+        }
+        RolloutTurn::Undone => {
+            let message = format!("rollout {before} of container {name} was undone by rollout {after}");
+            (EventType::Info, "Undone", message)
+        }
+        RolloutTurn::Retried => {
+            let message = format!("rollout {after} of container {name} tries again what was rolled back");
+            (EventType::Info, "Retried", message)
+        }
+    };
+    Some(Event {
+        kind,
+        ..told_rollout(name, word, message, turned.at)
+    })
 }
 
 /// A wish that rises, falls or is bounded. The texts hold no figures, so that repeats are merged.

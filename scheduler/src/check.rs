@@ -282,6 +282,14 @@ fn wrong_sum(machine: &Machine, held: Amounts) -> impl Iterator<Item = Violation
 const HOSTS: std::ops::RangeInclusive<u8> = 2..=254;
 const HOST_PORTS: std::ops::RangeInclusive<u16> = 8001..=8999;
 
+/// While its rollout is paused a container's replicas may run what they ran before.
+fn is_kept_while_paused(container: &Container, revision: u64) -> bool {
+    let rollout = container.rollout.as_ref();
+    let is_paused =
+        rollout.is_some_and(|rollout| rollout.paused_since.is_some() && rollout.completed_at.is_none());
+    is_paused && container.older.contains_key(&revision)
+}
+
 /// What is wrong with a place by itself. `health` and `is_draining` are the machine's at the time of the placement.
 fn misplaced(
     world: &World,
@@ -290,12 +298,12 @@ fn misplaced(
     machine: &Machine,
     health: MachineHealthState,
 ) -> Vec<Violation> {
-    let spec = &container.spec;
+    let spec = declared(container, placed.revision).unwrap_or(&container.spec);
     let mut faults = vec![];
     if container.stopped_since.is_some() || container.deleted_since.is_some() {
         faults.push("its container is stopped or deleted");
     }
-    if placed.revision != container.revision {
+    if placed.revision != container.revision && !is_kept_while_paused(container, placed.revision) {
         faults.push("it would not run what its container declares");
     }
     if placed.ordinal.is_some() != spec.stateful {

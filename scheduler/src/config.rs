@@ -12,6 +12,8 @@
 //! | `limits.replace_after_seconds` | silence after which its stateless replicas are replaced | 30 | at least the one above |
 //! | `limits.freeze_percent` | nothing moves while more machines are unhealthy | 50 | 1 to 100 |
 //! | `limits.freeze_max_seconds` | a machine silent for longer holds up nothing | 900 | at least `replace_after_seconds` |
+//! | `limits.failed_starts_max` | failed starts after which a rollout is rolled back; 0 is never | 8 | up to 1000 |
+//! | `limits.min_ready_seconds` | a replica of a rollout has come up when it was ready for so long | 10 | up to 3600 |
 //! | `store` | where clusters are kept: `sqlite`, or `etcd://host:port,host:port/prefix` for high availability | `sqlite` | 1 to 16 members |
 //! | `advertise` | URL under which other schedulers of the etcd store reach this one's REST API | `listen`, where it names an address | `http://host:port` |
 //! | `link_advertise` | URL under which nodes that were sent here reach the link | `https://`, the first of `link_names`, the port of `link_listen` | `https://host:port` |
@@ -65,6 +67,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use berth_api::container::FAILED_STARTS_MAX;
 use berth_api::validate::{Fault, Faults};
 use serde::Deserialize;
 
@@ -72,6 +75,7 @@ use crate::autoscale::Tunables;
 use crate::capacity::Thresholds;
 use crate::liveness::Limits;
 use crate::platform::{PLATFORM_AUDIENCE, PLATFORM_ISSUER, SigningAlgorithm, TrustedIssuer};
+use crate::rollout::Rules;
 
 pub use rest::RestLimits;
 pub use store::{EtcdAccess, EtcdChoice, StoreChoice};
@@ -221,6 +225,8 @@ struct FileLimits {
     replace_after_seconds: u64,
     freeze_percent: u32,
     freeze_max_seconds: u64,
+    failed_starts_max: u32,
+    min_ready_seconds: u64,
 }
 
 impl Default for FileLimits {
@@ -231,6 +237,8 @@ impl Default for FileLimits {
             replace_after_seconds: limits.replace_after_ms / 1000,
             freeze_percent: limits.freeze_percent,
             freeze_max_seconds: limits.freeze_max_ms / 1000,
+            failed_starts_max: limits.rollout.failed_starts_max,
+            min_ready_seconds: limits.rollout.min_ready_ms / 1000,
         }
     }
 }
@@ -279,11 +287,13 @@ const KEYS: &[&str] = &[
     "rest",
     "traces",
 ];
-const LIMIT_KEYS: [&str; 4] = [
+const LIMIT_KEYS: [&str; 6] = [
     "unhealthy_after_seconds",
     "replace_after_seconds",
     "freeze_percent",
     "freeze_max_seconds",
+    "failed_starts_max",
+    "min_ready_seconds",
 ];
 const CAPACITY_KEYS: [&str; 5] = [
     "high_percent",
@@ -406,6 +416,10 @@ fn limits(limits: &FileLimits, capacity: &FileCapacity, autoscale: &FileAutoscal
         replace_after_ms: milliseconds(limits.replace_after_seconds),
         freeze_percent: limits.freeze_percent,
         freeze_max_ms: milliseconds(limits.freeze_max_seconds),
+        rollout: Rules {
+            failed_starts_max: limits.failed_starts_max,
+            min_ready_ms: milliseconds(limits.min_ready_seconds),
+        },
         capacity: Thresholds {
             high_percent: capacity.high_percent,
             low_percent: capacity.low_percent,
@@ -432,6 +446,19 @@ fn trusted(issuer: FileIssuer) -> TrustedIssuer {
         key_file: issuer.key_file,
         key_id: issuer.key_id,
     }
+}
+
+fn check_rollouts(limits: &FileLimits, require: &mut impl FnMut(bool, &str, String)) {
+    require(
+        limits.failed_starts_max <= FAILED_STARTS_MAX,
+        "limits.failed_starts_max",
+        format!("{} is above {FAILED_STARTS_MAX}", limits.failed_starts_max),
+    );
+    require(
+        limits.min_ready_seconds <= 3600,
+        "limits.min_ready_seconds",
+        format!("{} is above 3600", limits.min_ready_seconds),
+    );
 }
 
 fn check_issuers(issuers: &[FileIssuer], require: &mut impl FnMut(bool, &str, String)) {
@@ -542,6 +569,7 @@ fn check(file: &File, faults: &mut Vec<Fault>) {
         "limits.freeze_max_seconds",
         "must be at least replace_after_seconds".into(),
     );
+    check_rollouts(limits, &mut require);
     check_capacity(&file.capacity, &mut require);
     check_autoscale(&file.autoscale, &mut require);
     check_issuers(&file.platform_issuers, &mut require);

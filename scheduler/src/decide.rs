@@ -16,6 +16,7 @@ use crate::entry::{Entry, MachineHealthState, Placed, StopCause};
 use crate::liveness::{self, Freeze, Limits};
 use crate::placement::{self, Fleet, Place, Request, Unplaced, Why};
 use crate::reconcile::{self, Plan, Purpose, Start, Wait, WaitReason};
+use crate::rollout;
 use crate::squeeze::Placeless;
 use crate::world::{Allocated, Container, Now, Observed, Replica, World};
 
@@ -249,6 +250,9 @@ impl Draft<'_> {
     /// Every container once: stops first, since they free nothing yet but decide what starts.
     fn round(&mut self) -> Outcome {
         let mut outcome = Outcome::default();
+        for entry in rollout::entries(&self.world, self.observed, &self.limits.rollout, self.now) {
+            self.push(entry);
+        }
         let mut wanted = vec![];
         let mut plans = std::mem::take(&mut self.plans);
         for name in std::mem::take(&mut self.dirty) {
@@ -298,7 +302,7 @@ impl Draft<'_> {
             let world = &self.world;
             let requests: Vec<Request<'_>> = wanted
                 .iter()
-                .map(|wanted| request(world, &wanted.container, wanted.start.ordinal, None))
+                .map(|wanted| request_at(world, &wanted.container, &wanted.start, None))
                 .collect();
             placement::place(&Fleet::of(world), &requests)
         };
@@ -326,7 +330,6 @@ impl Draft<'_> {
     }
 
     fn push_place(&mut self, wanted: Wanted, Found { place, granted }: Found) {
-        let container = self.container(&wanted.container);
         let replica_id = match wanted.start.ordinal {
             Some(ordinal) => ReplicaId::stateful(&wanted.container, ordinal),
             None => stateless_id(&self.world, &wanted.container, &place.machine_id),
@@ -334,7 +337,7 @@ impl Draft<'_> {
         let placed = Placed {
             replica_id,
             ordinal: wanted.start.ordinal,
-            revision: container.revision,
+            revision: wanted.start.revision,
             container: wanted.container,
             machine_id: place.machine_id,
             ip: place.ip,
@@ -433,7 +436,13 @@ impl Draft<'_> {
             let Some(replica) = self.world.replica(replica_id) else {
                 continue;
             };
-            let request = request(&self.world, name, replica.ordinal, Some(replica_id));
+            let container = self.container(name);
+            let start = Start {
+                ordinal: replica.ordinal,
+                revision: container.revision_for(Some(replica.revision), replica.ordinal),
+                purpose: Purpose::Missing,
+            };
+            let request = request_at(&self.world, name, &start, Some(replica_id));
             let fleet = fleet.as_mut().expect("there is one where anything moves");
             let place = placement::place_in(fleet, &[request]).pop();
             match place.expect("one request has one outcome") {
@@ -468,7 +477,11 @@ fn container_of(world: &World, entry: &Entry) -> Option<ContainerName> {
         | Entry::ReplicaGone { replica_id, .. } => {
             world.replica(replica_id).map(|replica| replica.container.clone())
         }
-        Entry::UnplacedChanged { container, .. } => Some(container.clone()),
+        Entry::UnplacedChanged { container, .. }
+        | Entry::RolloutProven { container, .. }
+        | Entry::RolloutStalled { container, .. }
+        | Entry::RolloutCompleted { container, .. } => Some(container.clone()),
+        Entry::RolloutTurned(turned) => Some(turned.container.clone()),
         Entry::ContainerScaled(scaled) => Some(scaled.container.clone()),
         Entry::MachineHealthChanged { .. } | Entry::CapacityWished(_) | Entry::EventRecorded { .. } => None,
         Entry::ClusterCreated { .. }
@@ -485,11 +498,33 @@ fn container_of(world: &World, entry: &Entry) -> Option<ContainerName> {
         | Entry::ContainerStopped { .. }
         | Entry::ContainerStarted { .. }
         | Entry::ContainerDeleted { .. }
+        | Entry::RolloutPaused { .. }
+        | Entry::RolloutResumed { .. }
         | Entry::EpochStarted { .. }
         | Entry::WriteKept(_) => panic!("a decision holds no such entry: {entry:?}"),
     }
 }
 
+/// A request for a replica of the declaration that its start names.
+fn request_at<'a>(
+    world: &'a World,
+    name: &ContainerName,
+    start: &Start,
+    instead_of: Option<&'a ReplicaId>,
+) -> Request<'a> {
+    let request = request(world, name, start.ordinal, instead_of);
+    let spec = world
+        .container(name)
+        .and_then(|container| container.spec_at(start.revision))
+        .expect("a start names a declaration that is kept");
+    Request {
+        spec,
+        amounts: Allocated::of(spec),
+        ..request
+    }
+}
+
+/// A request for a replica of what the container is to run.
 pub(crate) fn request<'a>(
     world: &'a World,
     name: &ContainerName,

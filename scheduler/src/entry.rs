@@ -23,7 +23,7 @@ use subtle::ConstantTimeEq as _;
 
 use crate::autoscale::Metric;
 use crate::placement::Chosen;
-use crate::world::KeptWrite;
+use crate::world::{KeptWrite, RolloutTurn};
 
 /// Version of [`Record`]. A reader refuses a higher one.
 pub const RECORD_VERSION: u32 = 1;
@@ -251,6 +251,22 @@ pub struct ContainerScaled {
     pub at: Timestamp,
 }
 
+/// A container goes to a declaration that it had before: a rollout of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutTurned {
+    pub container: ContainerName,
+    /// The next one of the container: the new rollout's id.
+    pub revision: u64,
+    /// The revision whose declaration is taken; scale, links and budgets stay as they are declared.
+    pub to: u64,
+    pub turn: RolloutTurn,
+    /// Why the rollout before it was given up, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    pub at: Timestamp,
+}
+
 /// One change of a cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
@@ -329,6 +345,35 @@ pub enum Entry {
         container: ContainerName,
         at: Timestamp,
     },
+    /// A rollout starts and stops nothing until it is resumed.
+    RolloutPaused {
+        container: ContainerName,
+        at: Timestamp,
+    },
+    RolloutResumed {
+        container: ContainerName,
+        at: Timestamp,
+    },
+    /// A replica of the rollout has come up and stayed up: from now on it is not rolled back by itself.
+    RolloutProven {
+        container: ContainerName,
+        revision: u64,
+        at: Timestamp,
+    },
+    /// Its replicas fail to start and there is nothing to go back to.
+    RolloutStalled {
+        container: ContainerName,
+        revision: u64,
+        reason: String,
+        at: Timestamp,
+    },
+    /// Every wanted replica runs it, and none runs anything else.
+    RolloutCompleted {
+        container: ContainerName,
+        revision: u64,
+        at: Timestamp,
+    },
+    RolloutTurned(RolloutTurned),
     /// How many replicas of the container found no place changed.
     UnplacedChanged {
         container: ContainerName,
@@ -392,6 +437,11 @@ impl Entry {
             | Self::ContainerStopped { at, .. }
             | Self::ContainerStarted { at, .. }
             | Self::ContainerDeleted { at, .. }
+            | Self::RolloutPaused { at, .. }
+            | Self::RolloutResumed { at, .. }
+            | Self::RolloutProven { at, .. }
+            | Self::RolloutStalled { at, .. }
+            | Self::RolloutCompleted { at, .. }
             | Self::UnplacedChanged { at, .. }
             | Self::ReplicaResized { at, .. }
             | Self::ReplicaStopping { at, .. }
@@ -400,6 +450,7 @@ impl Entry {
             Self::ReplicaPlaced(placed) => placed.at,
             Self::CapacityWished(wish) => wish.at,
             Self::ContainerScaled(scaled) => scaled.at,
+            Self::RolloutTurned(turned) => turned.at,
             Self::WriteKept(kept) => kept.at,
             Self::EventRecorded { event } => event.last_timestamp,
         }
@@ -443,7 +494,7 @@ mod tests {
     }
 
     /// Kinds of entries there are.
-    const KINDS: usize = 25;
+    const KINDS: usize = 31;
 
     fn kind(entry: &Entry) -> String {
         let value: serde_json::Value = serde_json::from_slice(&entry.to_record()).unwrap();

@@ -14,8 +14,9 @@ use crate::decide::{Decision, Scope, decide_with};
 use crate::liveness::Limits;
 use crate::placement::Unplaced;
 use crate::reconcile::{Wait, WaitReason};
+use crate::rollout;
 use crate::status;
-use crate::world::{Now, Observed, Readiness, World};
+use crate::world::{Container, Now, Observed, Readiness, World};
 
 /// Explains; none when there is no such thing.
 ///
@@ -62,6 +63,9 @@ impl Context<'_> {
                 waits.extend(self.own_waits(replica));
             }
         }
+        if let Some(message) = rollout::rolled_back(container) {
+            waits.push(rolled_back(container, message));
+        }
         waits.dedup();
         let placement = self.waits_of(name).find_map(|wait| match &wait.reason {
             WaitReason::NoPlace(unplaced) | WaitReason::NoRoomToMove(unplaced) => Some(unplaced),
@@ -75,6 +79,7 @@ impl Context<'_> {
             ("created".into(), container.created_at.to_string()),
             ("updated".into(), container.updated_at.to_string()),
         ];
+        facts.extend(rollout::facts(self.world, self.observed, name));
         let scaling = self.observed.scaling.get(name);
         if let Some(text) = scaling.and_then(|history| autoscale::describe(history, container)) {
             facts.push(("autoscaling".into(), text));
@@ -112,6 +117,20 @@ impl Context<'_> {
             .waits
             .iter()
             .filter(move |wait| wait.container == *name)
+    }
+}
+
+/// What is declared and does not run.
+fn rolled_back(container: &Container, message: String) -> Waiting {
+    let since = container
+        .rollout
+        .as_ref()
+        .map_or(container.updated_at, |rollout| rollout.started_at);
+    Waiting {
+        what: format!("a decision of its user: {message}"),
+        since,
+        next_attempt: None,
+        helps: "declare something that starts, or: berth rollout resume, berth rollout undo".into(),
     }
 }
 

@@ -22,6 +22,7 @@ use crate::check::tests::assert_agreement;
 use crate::decide::{Report, decide};
 use crate::entry::{Entry, TokenKind};
 use crate::liveness::Limits;
+use crate::rollout;
 use crate::world::{Now, Observed, ObservedMachine, World};
 
 pub(crate) fn group(id: &str, gpus: u32) -> CapacityGroup {
@@ -118,6 +119,7 @@ pub(crate) fn stateless(name: &str, count: u32) -> ContainerSpec {
         links: vec![],
         disruption_budget: None,
         placement: None,
+        rollback: None,
     }
 }
 
@@ -155,6 +157,8 @@ pub(crate) struct Town {
     nodes: BTreeMap<MachineId, Node>,
     /// Containers whose replicas never get ready.
     pub broken_images: BTreeSet<String>,
+    /// Images that crash at each start, a dozen times at most.
+    pub crashing_images: BTreeSet<String>,
     /// What every replica uses that is ready.
     pub usage: Option<Usage>,
 }
@@ -170,7 +174,14 @@ impl Town {
             world: World::create(&created).unwrap(),
             log: vec![created],
             observed: Observed::new(1_000),
-            limits: Limits::default(),
+            limits: Limits {
+                // Ready once is up: a town rests when a tick changes nothing.
+                rollout: rollout::Rules {
+                    min_ready_ms: 0,
+                    ..rollout::Rules::default()
+                },
+                ..Limits::default()
+            },
             now: Now {
                 wall: Timestamp::from_millis(1_000),
                 monotonic_ms: 1_000,
@@ -178,6 +189,7 @@ impl Town {
             report: Report::default(),
             nodes: BTreeMap::new(),
             broken_images: BTreeSet::new(),
+            crashing_images: BTreeSet::new(),
             usage: None,
         }
     }
@@ -291,6 +303,7 @@ impl Town {
 
     pub(crate) fn decide(&mut self) {
         autoscale::observe(&self.world, &mut self.observed, &self.limits.autoscale, self.now);
+        rollout::observe(&self.world, &mut self.observed, self.now);
         let decision = decide(&self.world, &self.observed, &self.limits, self.now);
         // Many copies of the decision are checked twice: every fourth will do.
         if self.log.len().is_multiple_of(4) {
@@ -319,7 +332,8 @@ impl Town {
         let mut running = BTreeMap::new();
         for assignment in &set.replicas {
             let known = node.running.get(&assignment.replica_id);
-            let is_broken = self.broken_images.contains(&assignment.image);
+            let is_crashing = self.crashing_images.contains(&assignment.image);
+            let is_broken = is_crashing || self.broken_images.contains(&assignment.image);
             let phase = match known.map(|status| status.phase) {
                 None => Phase::Assigned,
                 Some(_) if is_broken => Phase::Backoff,
@@ -330,6 +344,10 @@ impl Town {
                 revision: assignment.digest().to_string(),
                 cause: (phase == Phase::Backoff).then_some(Cause::Exit { code: 1 }),
                 usage: self.usage,
+                recent_crashes: match known {
+                    Some(known) if is_crashing => (known.recent_crashes + 1).min(12),
+                    Some(_) | None => 0,
+                },
                 ..ReplicaStatus::new(assignment.replica_id.clone(), phase)
             };
             running.insert(assignment.replica_id.clone(), status);

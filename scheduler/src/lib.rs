@@ -33,6 +33,7 @@ pub mod reconcile;
 pub mod refusal;
 pub mod repack;
 pub mod rest;
+pub mod rollout;
 mod scheduler;
 mod server;
 mod shard;

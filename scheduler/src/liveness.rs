@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::autoscale::Tunables;
 use crate::capacity::Thresholds;
 use crate::entry::{Entry, MachineHealthState};
+use crate::rollout;
 use crate::world::{Machine, Now, Observed, World};
 
 /// How long the scheduler waits for what. In milliseconds on the monotonic clock, unless it says otherwise.
@@ -36,6 +37,8 @@ pub struct Limits {
     pub freeze_percent: u32,
     /// Silence after which a machine counts as lost and holds up no freeze any more.
     pub freeze_max_ms: u64,
+    /// When a rollout has failed or is done.
+    pub rollout: rollout::Rules,
     /// When capacity groups grow and shrink.
     pub capacity: Thresholds,
     /// How the counts of scaled containers follow their load.
@@ -49,6 +52,7 @@ impl Default for Limits {
             replace_after_ms: 30_000,
             freeze_percent: 50,
             freeze_max_ms: 900_000,
+            rollout: rollout::Rules::default(),
             capacity: Thresholds::default(),
             autoscale: Tunables::default(),
         }

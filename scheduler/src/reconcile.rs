@@ -18,6 +18,7 @@ use berth_api::time::Timestamp;
 use crate::entry::{MachineHealthState, StopCause};
 use crate::liveness::{self, Freeze, Limits};
 use crate::placement::Unplaced;
+use crate::rollout;
 use crate::world::{Container, Machine, Now, Observed, Readiness, Replica, World};
 
 /// What to do about one container.
@@ -44,6 +45,8 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Start {
     pub ordinal: Option<u32>,
+    /// Of the container's declarations, which one it runs.
+    pub revision: u64,
     pub purpose: Purpose,
 }
 
@@ -93,6 +96,8 @@ pub enum WaitReason {
     Ready { replica_id: ReplicaId },
     /// The rollout or drain goes on when this ordinal is back.
     Ordinal { ordinal: u32 },
+    /// Its rollout was paused.
+    Paused { rollout: u64 },
     /// Its container allows no drain to take a replica away.
     Budget { container: ContainerName },
     /// It runs with less than it desires.
@@ -209,6 +214,16 @@ impl<'a> Context<'a> {
         self.readiness(replica) == Readiness::Ready
     }
 
+    /// Ready, and not only in passing: a new one that has failed to start counts when it has stayed up.
+    fn serves(&self, replica: &Replica) -> bool {
+        self.is_ready(replica) && rollout::is_up(self.observed, &self.limits.rollout, self.now, replica)
+    }
+
+    /// Runs something else than it should. While a rollout is paused nothing is replaced for it.
+    fn is_outdated(&self, replica: &Replica) -> bool {
+        !self.container.is_paused() && self.world.is_outdated(replica)
+    }
+
     /// Certainly serves nothing: it never came up, or went down and waits for its next attempt.
     fn is_down(&self, replica: &Replica) -> bool {
         self.observed.status(replica).is_some_and(|status| {
@@ -246,6 +261,13 @@ impl<'a> Context<'a> {
             }
             if !plan.stop.iter().any(|(id, _)| *id == replica.replica_id) {
                 plan.keep.push(replica.replica_id.clone());
+            }
+            if let Some(rollout) = self.container.open_rollout()
+                && let Some(since) = rollout.paused_since
+                && self.world.is_outdated(replica)
+            {
+                let reason = WaitReason::Paused { rollout: rollout.id };
+                plan.wait.push(self.wait(Some(replica), reason, since));
             }
             let squeeze = Squeeze::of(self.world, replica);
             if let Some(squeeze) = squeeze.filter(|_| self.container.wanted() > 0) {
@@ -346,6 +368,7 @@ impl fmt::Display for WaitReason {
             }
             Self::Ready { replica_id } => write!(f, "replica {replica_id} to be ready"),
             Self::Ordinal { ordinal } => write!(f, "ordinal {ordinal} to run and be ready"),
+            Self::Paused { rollout } => write!(f, "rollout {rollout} to be resumed: it is paused"),
             Self::Budget { container } => write!(
                 f,
                 "container {container} to allow it: its disruptionBudget.maxUnavailable is 0"
@@ -387,6 +410,7 @@ impl WaitReason {
             }
             Self::Ready { replica_id } => format!("see why replica {replica_id} is not ready"),
             Self::Ordinal { ordinal } => format!("see why ordinal {ordinal} is not ready"),
+            Self::Paused { .. } => "resume the rollout, or undo it: berth rollout".into(),
             Self::Budget { container } => format!(
                 "raise disruptionBudget.maxUnavailable of container {container}; or give the drain a deadline"
             ),

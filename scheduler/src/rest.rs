@@ -141,6 +141,9 @@ fn container_routes() -> Router<Api> {
         .route(one, delete(containers::delete))
         .route(&format!("{one}/stop"), post(containers::stop))
         .route(&format!("{one}/start"), post(containers::start))
+        .route(&format!("{one}/rollout/pause"), post(containers::pause_rollout))
+        .route(&format!("{one}/rollout/resume"), post(containers::resume_rollout))
+        .route(&format!("{one}/rollout/undo"), post(containers::undo_rollout))
 }
 
 fn event_routes() -> Router<Api> {

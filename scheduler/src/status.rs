@@ -1,7 +1,7 @@
 //! How a container is doing, in the wire's words. Pure.
 //!
 //! `stopped` when nothing is wanted of it; else `failing` when a wanted replica has no place, crashes over and over, or does
-//! not serve for a reason of its own; else `running` when as many are ready as are wanted; else `pending`.
+//! not serve for a reason of its own, or when what is declared was rolled back; else `running` when as many are ready as are wanted; else `pending`.
 
 use berth_api::container::Scale;
 use berth_api::id::ContainerName;
@@ -11,6 +11,7 @@ use berth_api::rest::container::{ContainerState, ContainerStatus, ContainerStatu
 use crate::decide::request;
 use crate::placement::{self, Fleet, Unplaced};
 use crate::reconcile::Squeeze;
+use crate::rollout;
 use crate::world::{Container, Observed, Readiness, Replica, World};
 
 /// Status, reason and message of a container; none for one that does not exist.
@@ -56,6 +57,10 @@ pub fn container_state(world: &World, observed: &Observed, name: &ContainerName)
         state.status = ContainerStatus::Failing;
         state.reason = Some(ContainerStatusReason::ReplicaFailed);
         state.message = Some(failure_message(replica, report));
+    } else if let Some(message) = rollout::rolled_back(container) {
+        state.status = ContainerStatus::Failing;
+        state.reason = Some(ContainerStatusReason::ReplicaFailed);
+        state.message = Some(message);
     } else if ready >= wanted {
         state.status = ContainerStatus::Running;
         state.message = squeezed_message(world, &live);

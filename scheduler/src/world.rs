@@ -15,6 +15,7 @@ mod kept;
 mod map;
 mod observed;
 mod replicas;
+mod rollout;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +41,7 @@ pub use events::{EVENTS_MAX, Events};
 pub use kept::{KEPT_MAX, KEPT_MAX_AGE, KeptWrite, KeptWrites};
 pub use map::Map;
 pub use observed::{Now, Observed, ObservedMachine, Readiness};
+pub use rollout::{Former, FormerEnd, Rollout, RolloutCause, RolloutTurn, Stalled};
 
 /// One cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -127,10 +129,20 @@ pub struct Allocated {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Container {
+    /// What its replicas are to run: what is declared, or, after a rollback, what was declared before.
     pub spec: ContainerSpec,
-    /// Rises with each change of anything but scale, links and the disruption budget.
+    /// What its user has declared last, where that is not what its replicas are to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub declared: Option<Box<ContainerSpec>>,
+    /// Rises with each change of anything but what running replicas do not see: the id of its rollout.
     pub revision: u64,
-    /// Declarations of earlier revisions that replicas still run.
+    /// Of `revision`. Unknown for containers that are older than rollouts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
+    /// Revisions whose rollouts have completed, the latest last, two of different content at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub completed: Vec<u64>,
+    /// Declarations of earlier revisions that replicas still run or may go back to.
     pub older: BTreeMap<u64, ContainerSpec>,
     /// How many replicas are wanted while it is neither stopped nor deleted.
     pub count: u32,
@@ -142,6 +154,9 @@ pub struct Container {
     /// Where each ordinal was placed last: it goes back there when it can.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub last_machines: BTreeMap<u32, MachineId>,
+    /// What each ordinal ran last: while a rollout is paused it goes on with that.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub last_revisions: BTreeMap<u32, u64>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
@@ -349,12 +364,12 @@ impl World {
         })
     }
 
-    /// The revision that a declaration gets when it is put now: the present one when only scale and links differ.
+    /// The revision that a declaration gets when it is put now: the present one when only scale, links and budgets differ.
     #[must_use]
     pub fn next_revision(&self, spec: &ContainerSpec) -> u64 {
         match self.containers.get(&spec.name) {
             None => 1,
-            Some(known) if known.deleted_since.is_none() && same_template(&known.spec, spec) => {
+            Some(known) if known.deleted_since.is_none() && same_template(known.declared(), spec) => {
                 known.revision
             }
             Some(known) => known.revision + 1,
@@ -541,11 +556,12 @@ impl Replica {
 }
 
 /// Whether two declarations differ at most in what running replicas do not see.
-fn same_template(one: &ContainerSpec, other: &ContainerSpec) -> bool {
+pub(crate) fn same_template(one: &ContainerSpec, other: &ContainerSpec) -> bool {
     let bare = |spec: &ContainerSpec| ContainerSpec {
         scale: berth_api::container::Scale::Replicas(1),
         links: vec![],
         disruption_budget: None,
+        rollback: None,
         ..spec.clone()
     };
     bare(one) == bare(other)

@@ -13,6 +13,7 @@ mod behaviour {
     mod logs;
     mod loss;
     mod names;
+    mod rollout;
     mod squeeze;
     mod storage;
 }

@@ -29,6 +29,7 @@ const PURE: &[&str] = &[
     "scheduler/src/placement",
     "scheduler/src/reconcile.rs",
     "scheduler/src/repack.rs",
+    "scheduler/src/rollout.rs",
     "scheduler/src/shard/view.rs",
     "scheduler/src/store/etcd/layout.rs",
     "scheduler/src/reconcile",

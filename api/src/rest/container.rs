@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::node::ReplicaMetrics;
+use super::rollout::RolloutView;
 use crate::container::{
-    Autoscaling, ContainerSpec, DisruptionBudget, HealthCheck, LoadBalancerTarget, Resources, Scale,
-    ServiceAccountTarget,
+    Autoscaling, ContainerSpec, DisruptionBudget, HealthCheck, LoadBalancerTarget, Resources, RollbackPolicy,
+    Scale, ServiceAccountTarget,
 };
 use crate::id::{ClusterId, ContainerName, GroupId, MachineId, ReplicaId};
 use crate::placement::PlacementRules;
@@ -110,6 +111,7 @@ pub struct ContainerConfig {
     pub disruption_budget: Option<DisruptionBudget>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementRules>,
+    pub rollback: Option<RollbackPolicy>,
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required = true))]
     pub status: ContainerStatus,
@@ -152,6 +154,7 @@ impl ContainerConfig {
             links: spec.links.clone(),
             disruption_budget: spec.disruption_budget,
             placement: spec.placement.clone(),
+            rollback: spec.rollback,
             status: state.status,
             status_reason: state.reason,
             status_message: state.message,
@@ -214,6 +217,9 @@ pub struct GetContainerReply {
     #[serde(flatten)]
     pub flat: ContainerConfig,
     pub replicas_info: Vec<ReplicaInfo>,
+    /// Berth's addition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutView>,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
@@ -236,6 +242,9 @@ pub struct ContainerSummary {
     /// Berth's addition: how many are ready to be found by name.
     #[serde(default)]
     pub ready_replicas: u64,
+    /// Berth's addition: the rollout that is under way, or that was rolled back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutView>,
 }
 
 /// `GET /clusters/{c}/containers`.
@@ -451,6 +460,7 @@ mod tests {
             config: config.clone(),
             flat: config,
             replicas_info: vec![],
+            rollout: None,
             created_at: Timestamp::from_millis(0),
             updated_at: Timestamp::from_millis(0),
         };

@@ -9,9 +9,9 @@ use super::contradiction::contradictions;
 use super::pattern;
 use crate::cluster::ClusterSpec;
 use crate::container::{
-    Autoscaling, ContainerSpec, CpuRange, DisruptionBudget, HealthCheck, LoadBalancerTarget, MemoryRange,
-    ProbeMethod, REPLICAS_MAX, Resources, Scale, ServiceAccountTarget, default_target_cpu_percent,
-    default_target_memory_percent,
+    Autoscaling, ContainerSpec, CpuRange, DisruptionBudget, FAILED_STARTS_MAX, HealthCheck,
+    LoadBalancerTarget, MemoryRange, ProbeMethod, REPLICAS_MAX, Resources, RollbackPolicy, Scale,
+    ServiceAccountTarget, default_target_cpu_percent, default_target_memory_percent,
 };
 use crate::id::{ContainerName, GroupId, Zone};
 use crate::placement::placement;
@@ -65,6 +65,7 @@ fn container(cursor: &Cursor<'_>, cluster: &ClusterSpec) -> Option<ContainerSpec
     let links = cursor.member("links").or(Vec::new(), |links| links.list(link));
     let budget = cursor.member("disruptionBudget").optional(disruption_budget);
     let placement = cursor.member("placement").optional(placement);
+    let rollback = cursor.member("rollback").optional(rollback);
     Some(ContainerSpec {
         name: name?,
         capacity_group: capacity_group?,
@@ -83,6 +84,7 @@ fn container(cursor: &Cursor<'_>, cluster: &ClusterSpec) -> Option<ContainerSpec
         links: links?,
         disruption_budget: budget?,
         placement: placement?,
+        rollback: rollback?,
     })
 }
 
@@ -474,6 +476,12 @@ pub(crate) fn disruption_budget(cursor: &Cursor<'_>) -> Option<DisruptionBudget>
     cursor.object()?;
     let max_unavailable = cursor.member("maxUnavailable").count(0..=REPLICAS_MAX)?;
     Some(DisruptionBudget { max_unavailable })
+}
+
+pub(crate) fn rollback(cursor: &Cursor<'_>) -> Option<RollbackPolicy> {
+    cursor.object()?;
+    let after_failed_starts = cursor.member("afterFailedStarts").count(0..=FAILED_STARTS_MAX)?;
+    Some(RollbackPolicy { after_failed_starts })
 }
 
 pub(crate) fn link(cursor: &Cursor<'_>) -> Option<String> {

@@ -7,7 +7,9 @@ use utoipa::ToSchema;
 
 use super::node::HeartbeatRequest;
 use crate::cluster::Gpu;
-use crate::container::{DisruptionBudget, LoadBalancerTarget, ProbeMethod, ServiceAccountTarget};
+use crate::container::{
+    DisruptionBudget, LoadBalancerTarget, ProbeMethod, RollbackPolicy, ServiceAccountTarget,
+};
 use crate::id::{ContainerName, GroupId};
 use crate::placement::PlacementRules;
 use crate::units::{Cpu, SizeText};
@@ -111,6 +113,8 @@ pub struct CreateContainerRequest {
     pub disruption_budget: Option<DisruptionBudget>,
     /// Berth's addition: which machines its replicas may run on, and whether each has one to itself.
     pub placement: Option<PlacementRules>,
+    /// Berth's addition: when a failing rollout goes back by itself.
+    pub rollback: Option<RollbackPolicy>,
 }
 
 /// A port of a replica.
@@ -156,6 +160,8 @@ pub struct UpdateContainerRequest {
     pub disruption_budget: Option<DisruptionBudget>,
     /// Berth's addition: which machines its replicas may run on, and whether each has one to itself.
     pub placement: Option<PlacementRules>,
+    /// Berth's addition; null removes it.
+    pub rollback: Option<RollbackPolicy>,
 }
 
 /// Body of `PATCH /clusters/{c}`.

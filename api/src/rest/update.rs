@@ -8,12 +8,12 @@ use serde_json::Value;
 use super::container::create_request;
 use super::contradiction::contradictions;
 use super::declaration::{
-    command, disruption_budget, environment, health_check, image, link, resources, scale, service_account,
-    shared_mount, volume,
+    command, disruption_budget, environment, health_check, image, link, resources, rollback, scale,
+    service_account, shared_mount, volume,
 };
 use crate::cluster::ClusterSpec;
 use crate::container::{
-    ContainerSpec, DisruptionBudget, HealthCheck, Resources, Scale, ServiceAccountTarget,
+    ContainerSpec, DisruptionBudget, HealthCheck, Resources, RollbackPolicy, Scale, ServiceAccountTarget,
 };
 use crate::placement::{PlacementRules, placement};
 use crate::validate::{Cursor, Faults, read};
@@ -38,6 +38,7 @@ pub struct ContainerUpdate {
     pub links: Option<Vec<String>>,
     pub disruption_budget: Option<Option<DisruptionBudget>>,
     pub placement: Option<Option<PlacementRules>>,
+    pub rollback: Option<Option<RollbackPolicy>>,
 }
 
 impl ContainerUpdate {
@@ -69,6 +70,7 @@ impl ContainerUpdate {
             let links = cursor.member("links").optional(|links| links.list(link));
             let budget = removable(&cursor.member("disruptionBudget"), disruption_budget);
             let placement = removable(&cursor.member("placement"), placement);
+            let rollback = removable(&cursor.member("rollback"), rollback);
             fixed?;
             Some(Self {
                 image: image?,
@@ -83,6 +85,7 @@ impl ContainerUpdate {
                 links: links?,
                 disruption_budget: budget?,
                 placement: placement?,
+                rollback: rollback?,
             })
         })
     }
@@ -107,6 +110,7 @@ impl ContainerUpdate {
         set(&mut spec.links, &self.links);
         set(&mut spec.disruption_budget, &self.disruption_budget);
         set(&mut spec.placement, &self.placement);
+        set(&mut spec.rollback, &self.rollback);
         Faults::check(contradictions(&spec, cluster.platform))?;
         Ok(spec)
     }

@@ -8,5 +8,6 @@ pub(crate) mod get;
 pub(crate) mod logs;
 pub(crate) mod plan;
 pub(crate) mod progress;
+pub(crate) mod rollout;
 pub(crate) mod status;
 pub(crate) mod token;

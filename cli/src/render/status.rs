@@ -10,7 +10,7 @@ use berth_api::rest::operator::ReplicaView;
 use berth_api::time::Timestamp;
 use berth_api::units::{Bytes, Cpu};
 
-use super::text::{cut, duration, machine_paint, replica_word, trouble};
+use super::text::{cut, duration, machine_paint, replica_word, rollout_word, trouble};
 use crate::output::{Paint, Screen};
 
 /// What is shown.
@@ -386,8 +386,10 @@ impl Drawing<'_> {
                     .as_deref()
                     .map(|message| format!("  {message}"))
                     .unwrap_or_default();
+                let rollout = container.rollout.as_ref().and_then(rollout_word);
+                let rollout = rollout.map(|word| format!("  {word}")).unwrap_or_default();
                 format!(
-                    "{} {:<width$}  {} of {} ready  {}{}",
+                    "{} {:<width$}  {} of {} ready  {}{rollout}{}",
                     self.mark(container.name.as_str()),
                     container.name,
                     container.ready_replicas,

@@ -6,6 +6,7 @@ use berth_api::container::STOP_GRACE;
 use berth_api::machine::MachineStatus;
 use berth_api::replica::{Phase, WireReplicaStatus};
 use berth_api::rest::operator::ReplicaView;
+use berth_api::rest::rollout::{RolloutCause, RolloutPhase, RolloutView};
 use berth_api::time::Timestamp;
 
 use crate::output::Paint;
@@ -61,6 +62,26 @@ fn wire_word(status: WireReplicaStatus) -> &'static str {
         WireReplicaStatus::Stopped => "stopped",
         WireReplicaStatus::Failed => "failed",
     }
+}
+
+pub(crate) fn rollout_paint(phase: RolloutPhase) -> Paint {
+    match phase {
+        RolloutPhase::Completed => Paint::Good,
+        RolloutPhase::Progressing | RolloutPhase::Paused | RolloutPhase::Superseded => Paint::Warn,
+        RolloutPhase::Stalled | RolloutPhase::RolledBack => Paint::Bad,
+    }
+}
+
+/// What a list says of a rollout under way; nothing of a container's first one while it goes well.
+pub(crate) fn rollout_word(rollout: &RolloutView) -> Option<String> {
+    let is_first = rollout.cause == RolloutCause::Created && rollout.phase == RolloutPhase::Progressing;
+    let is_open = rollout.phase != RolloutPhase::Completed;
+    (is_open && !is_first).then(|| {
+        format!(
+            "rollout {} {}: {} of {} updated, {} ready",
+            rollout.id, rollout.phase, rollout.updated, rollout.total, rollout.ready
+        )
+    })
 }
 
 pub(crate) fn machine_paint(status: MachineStatus) -> Paint {

@@ -6,7 +6,7 @@ use berth_api::container::{Granted, Scale};
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
 
 use super::{Holder, Violation, is_grant, misplaced, out_of_bounds, over_capacity, shared, sum, wrong_sum};
-use crate::entry::{Entry, MachineHealthState, Placed};
+use crate::entry::{ContainerScaled, Entry, MachineHealthState, Placed};
 use crate::world::World;
 
 /// The world as the entries read so far make it.
@@ -23,6 +23,8 @@ struct Overlay<'a> {
     /// Given more by the decision, while there.
     resized: BTreeMap<&'a ReplicaId, Option<Granted>>,
     health: BTreeMap<&'a MachineId, MachineHealthState>,
+    /// Containers whose rollouts the decision completes.
+    completed: BTreeSet<&'a ContainerName>,
     violations: Vec<Violation>,
 }
 
@@ -44,6 +46,7 @@ pub(super) fn check(before: &World, entries: &[Entry]) -> Option<Vec<Violation>>
         stopped: BTreeSet::new(),
         resized: BTreeMap::new(),
         health: BTreeMap::new(),
+        completed: BTreeSet::new(),
         violations: vec![],
     };
     for (index, entry) in entries.iter().enumerate() {
@@ -98,18 +101,11 @@ impl<'a> Overlay<'a> {
                 }
                 self.violations.extend(out_of_bounds(self.before, wish));
             }
-            Entry::ContainerScaled(scaled) => {
-                let container = self.before.container(&scaled.container);
-                let bounds = container.and_then(|container| match &container.spec.scale {
-                    Scale::Autoscaling(bounds) => Some(bounds.min..=bounds.max),
-                    Scale::Replicas(_) => None,
-                });
-                if !bounds.is_some_and(|bounds| bounds.contains(&scaled.count)) {
-                    return inapplicable(format!(
-                        "container {} is scaled to {} replicas, which it does not allow",
-                        scaled.container, scaled.count
-                    ));
-                }
+            Entry::ContainerScaled(scaled) => self.scale(scaled)?,
+            // What follows it runs another declaration than that of the world before it: looked at whole.
+            Entry::RolloutTurned(_) => return Err(End::NotOfADecision),
+            Entry::RolloutProven { .. } | Entry::RolloutStalled { .. } | Entry::RolloutCompleted { .. } => {
+                self.rollout(entry)?;
             }
             Entry::EventRecorded { .. } => {}
             Entry::ClusterCreated { .. }
@@ -126,8 +122,55 @@ impl<'a> Overlay<'a> {
             | Entry::ContainerStopped { .. }
             | Entry::ContainerStarted { .. }
             | Entry::ContainerDeleted { .. }
+            | Entry::RolloutPaused { .. }
+            | Entry::RolloutResumed { .. }
             | Entry::EpochStarted { .. }
             | Entry::WriteKept(_) => return Err(End::NotOfADecision),
+        }
+        Ok(())
+    }
+
+    fn scale(&self, scaled: &ContainerScaled) -> Result<(), End> {
+        let container = self.before.container(&scaled.container);
+        let bounds = container.and_then(|container| match &container.spec.scale {
+            Scale::Autoscaling(bounds) => Some(bounds.min..=bounds.max),
+            Scale::Replicas(_) => None,
+        });
+        if bounds.is_some_and(|bounds| bounds.contains(&scaled.count)) {
+            return Ok(());
+        }
+        inapplicable(format!(
+            "container {} is scaled to {} replicas, which it does not allow",
+            scaled.container, scaled.count
+        ))
+    }
+
+    /// Something is said of an open rollout.
+    fn rollout(&mut self, entry: &'a Entry) -> Result<(), End> {
+        let (name, revision) = match entry {
+            Entry::RolloutProven {
+                container, revision, ..
+            }
+            | Entry::RolloutStalled {
+                container, revision, ..
+            }
+            | Entry::RolloutCompleted {
+                container, revision, ..
+            } => (container, *revision),
+            _ => return Err(End::NotOfADecision),
+        };
+        let rollout = self
+            .before
+            .container(name)
+            .and_then(|container| container.rollout.as_ref());
+        let is_open = rollout.is_some_and(|rollout| {
+            rollout.completed_at.is_none() && rollout.id == revision && !self.completed.contains(name)
+        });
+        if !is_open {
+            return inapplicable(format!("container {name} has no open rollout {revision}"));
+        }
+        if matches!(entry, Entry::RolloutCompleted { .. }) {
+            self.completed.insert(name);
         }
         Ok(())
     }

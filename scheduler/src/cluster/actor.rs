@@ -26,6 +26,7 @@ use crate::link::Sessions;
 use crate::liveness::{self, Limits};
 use crate::metrics::Metrics;
 use crate::refusal::Refused;
+use crate::rollout;
 use crate::shard::Tenure;
 use crate::store::{History, SNAPSHOT_INTERVAL, Snapshot, Store, StoreError};
 use crate::traces::{self, Part};
@@ -411,6 +412,7 @@ impl Actor {
         }
         self.is_observed_dirty |= has_news || (is_due && !self.observed.machines.is_empty());
         autoscale::observe(&world, &mut self.observed, &self.config.limits.autoscale, now);
+        rollout::observe(&world, &mut self.observed, now);
         let begun = monotonic();
         let decision = self.decide(&world, now);
         self.config.metrics.decided(begun.elapsed());

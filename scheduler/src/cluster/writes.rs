@@ -11,8 +11,10 @@ use berth_api::placement::{CLUSTER_LABELS_MAX, PlacementRules};
 use berth_api::validate::{Fault, Faults};
 
 use super::{Draft, Put};
-use crate::entry::{Entry, Removal, TokenDigest, TokenKind};
+use crate::entry::{Entry, Removal, RolloutTurned, TokenDigest, TokenKind};
 use crate::refusal::{Class, Refused};
+use crate::rollout;
+use crate::world::RolloutTurn;
 
 impl Draft<'_> {
     /// Declares a container that is not there. The same declaration again changes nothing.
@@ -23,7 +25,7 @@ impl Draft<'_> {
         self.require_live()?;
         require_group(self, &spec.capacity_group)?;
         match self.container(&spec.name) {
-            Ok(known) if known.spec == spec => return Ok(Put::Unchanged),
+            Ok(known) if *known.declared() == spec => return Ok(Put::Unchanged),
             Ok(_) => {
                 return Err(Refused::new(
                     Class::Conflict,
@@ -48,7 +50,7 @@ impl Draft<'_> {
         self.require_live()?;
         require_group(self, &spec.capacity_group)?;
         let put = match self.container(&spec.name) {
-            Ok(known) if known.spec == spec => return Ok(Put::Unchanged),
+            Ok(known) if *known.declared() == spec => return Ok(Put::Unchanged),
             Ok(_) => Put::Changed,
             Err(_) => Put::Created,
         };
@@ -67,9 +69,9 @@ impl Draft<'_> {
     ) -> Result<Put, Refused> {
         self.require_live()?;
         let known = self.container(&name)?;
-        let spec = update(&known.spec, self.world().spec())
+        let spec = update(known.declared(), self.world().spec())
             .map_err(|faults| Refused::invalid("invalid_container", faults))?;
-        if spec == known.spec {
+        if spec == *known.declared() {
             return Ok(Put::Unchanged);
         }
         append_put(self, spec)?;
@@ -114,6 +116,75 @@ impl Draft<'_> {
         }
         let at = self.now.wall;
         self.append(Entry::ContainerStarted { container: name, at })
+    }
+
+    /// Lets the rollout under way start and stop nothing until it is resumed. What is lost meanwhile is replaced as it was.
+    ///
+    /// # Errors
+    /// When there is no such container, or no rollout of it is under way.
+    pub fn pause_rollout(&mut self, name: ContainerName) -> Result<(), Refused> {
+        let known = self.container(&name)?;
+        let Some(rollout) = known.open_rollout() else {
+            return Err(Refused::new(
+                Class::Conflict,
+                "no_rollout",
+                format!("no rollout of container {:?} is under way", name.as_str()),
+            ));
+        };
+        if rollout.paused_since.is_some() {
+            return Ok(());
+        }
+        let at = self.now.wall;
+        self.append(Entry::RolloutPaused { container: name, at })
+    }
+
+    /// Lets a paused rollout go on; tries again what was rolled back.
+    ///
+    /// # Errors
+    /// When there is no such container.
+    pub fn resume_rollout(&mut self, name: ContainerName) -> Result<(), Refused> {
+        let known = self.container(&name)?;
+        let at = self.now.wall;
+        if known.is_paused() {
+            return self.append(Entry::RolloutResumed { container: name, at });
+        }
+        if known.declared.is_none() {
+            return Ok(());
+        }
+        let to = known.revision;
+        self.turn(name, to, RolloutTurn::Retried)
+    }
+
+    /// Declares again what completed last; after a rollback, what it has gone back to.
+    ///
+    /// # Errors
+    /// When there is no such container, or nothing else of it has ever completed.
+    pub fn undo_rollout(&mut self, name: ContainerName) -> Result<(), Refused> {
+        self.require_live()?;
+        let Some(to) = rollout::undo(self.container(&name)?) else {
+            return Err(Refused::new(
+                Class::Conflict,
+                "nothing_to_undo",
+                format!(
+                    "no other declaration of container {:?} has ever been rolled out completely; change it with PATCH",
+                    name.as_str()
+                ),
+            ));
+        };
+        self.turn(name, to, RolloutTurn::Undone)
+    }
+
+    fn turn(&mut self, container: ContainerName, to: u64, turn: RolloutTurn) -> Result<(), Refused> {
+        let revision = self.container(&container)?.revision + 1;
+        let at = self.now.wall;
+        self.append(Entry::RolloutTurned(RolloutTurned {
+            container,
+            revision,
+            to,
+            turn,
+            reason: None,
+            at,
+        }))
     }
 
     /// Sets all capacity groups. A group that machines or containers belong to stays.

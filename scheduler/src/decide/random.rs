@@ -9,10 +9,11 @@ use berth_api::id::{ContainerName, MachineId};
 use berth_api::units::{Bytes, Cpu};
 use proptest::prelude::*;
 
-use crate::entry::Entry;
+use crate::entry::{Entry, RolloutTurned};
 use crate::explain::explain;
 use crate::fixture::{Town, stateful, stateless};
-use crate::world::Readiness;
+use crate::rollout;
+use crate::world::{Container, Readiness, RolloutTurn};
 
 #[derive(Debug, Clone)]
 enum Act {
@@ -35,6 +36,12 @@ enum Act {
     Delete(u8),
     Restart,
     Break(u8),
+    /// Replicas of this image end at each start.
+    Crash(u8),
+    Pause(u8),
+    /// Goes on, or tries again what was rolled back.
+    Resume(u8),
+    Undo(u8),
     /// How many machines the group may have.
     Limit(u32),
     Tick(u64),
@@ -61,6 +68,10 @@ fn act() -> impl Strategy<Value = Act> {
         1 => (0u8..4).prop_map(Act::Delete),
         1 => Just(Act::Restart),
         1 => (1u8..4).prop_map(Act::Break),
+        2 => (1u8..4).prop_map(Act::Crash),
+        2 => (0u8..4).prop_map(Act::Pause),
+        2 => (0u8..4).prop_map(Act::Resume),
+        1 => (0u8..4).prop_map(Act::Undo),
         3 => (0u32..5).prop_map(Act::Limit),
         8 => prop_oneof![Just(100u64), Just(1_000), Just(16_000), Just(40_000), Just(1_000_000)].prop_map(Act::Tick),
     ]
@@ -138,6 +149,12 @@ fn apply(town: &mut Town, act: &Act) {
         Act::Break(image) => {
             town.broken_images.insert(format!("app:{image}"));
         }
+        Act::Crash(image) => {
+            town.crashing_images.insert(format!("app:{image}"));
+        }
+        Act::Pause(index) if there(town, index) => turn(town, &container(index), Turn::Pause),
+        Act::Resume(index) if there(town, index) => turn(town, &container(index), Turn::Resume),
+        Act::Undo(index) if there(town, index) => turn(town, &container(index), Turn::Undo),
         Act::Limit(max_size) => {
             let mut groups = town.world.spec().capacity_groups.clone();
             groups[0].max_size = *max_size;
@@ -150,7 +167,63 @@ fn apply(town: &mut Town, act: &Act) {
         | Act::Deadline(..)
         | Act::Stop(_)
         | Act::Start(_)
-        | Act::Delete(_) => {}
+        | Act::Delete(_)
+        | Act::Pause(_)
+        | Act::Resume(_)
+        | Act::Undo(_) => {}
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Turn {
+    Pause,
+    Resume,
+    Undo,
+}
+
+/// What a user may do about a rollout, where it can be done.
+fn turn(town: &mut Town, name: &ContainerName, turn: Turn) {
+    let at = town.now.wall;
+    let container = name.clone();
+    let known = town.world.container(name).unwrap();
+    if known.deleted_since.is_some() {
+        return;
+    }
+    let turned = |to, turn| {
+        Entry::RolloutTurned(RolloutTurned {
+            container: name.clone(),
+            revision: known.revision + 1,
+            to,
+            turn,
+            reason: None,
+            at,
+        })
+    };
+    let entry = match turn {
+        Turn::Pause if known.open_rollout().is_some() => Some(Entry::RolloutPaused { container, at }),
+        Turn::Resume if known.is_paused() => Some(Entry::RolloutResumed { container, at }),
+        Turn::Resume if known.declared.is_some() => Some(turned(known.revision, RolloutTurn::Retried)),
+        Turn::Undo => rollout::undo(known).map(|to| turned(to, RolloutTurn::Undone)),
+        Turn::Pause | Turn::Resume => None,
+    };
+    if let Some(entry) = entry {
+        town.act(entry);
+    }
+}
+
+/// A rollback follows a write: never another rollback.
+fn assert_no_loop(town: &Town) {
+    let mut writes = 0;
+    for entry in &town.log {
+        match entry {
+            Entry::ContainerPut { .. } => writes += 1,
+            Entry::RolloutTurned(turned) if turned.turn == RolloutTurn::RolledBack => {
+                assert!(writes > 0, "a rollback that no write came before");
+                writes -= 1;
+            }
+            Entry::RolloutTurned(_) => writes += 1,
+            _ => {}
+        }
     }
 }
 
@@ -201,6 +274,16 @@ fn assert_explained(town: &Town) {
 
 fn heal(town: &mut Town) {
     town.broken_images.clear();
+    town.crashing_images.clear();
+    let names: Vec<ContainerName> = town.world.containers().keys().cloned().collect();
+    for name in names
+        .iter()
+        .filter(|name| town.world.container(name).is_some_and(Container::is_paused))
+        .cloned()
+        .collect::<Vec<_>>()
+    {
+        turn(town, &name, Turn::Resume);
+    }
     for index in 0..5u8 {
         let machine_id = MachineId::new(format!("m{index}")).unwrap();
         town.revive(machine_id.as_str());
@@ -230,12 +313,17 @@ proptest! {
         heal(&mut town);
         assert_explained(&town);
         town.assert_replay();
+        assert_no_loop(&town);
         for (name, container) in town.world.containers() {
             let live = town.places(name.as_str()).len();
             let wanted = container.wanted() as usize;
             let unplaced = container.unplaced as usize;
             prop_assert!(live >= wanted.saturating_sub(unplaced), "{} has {} of {}", name, live, wanted);
             prop_assert_eq!(town.ready(name.as_str()), live);
+            let has_old = town.world.replicas_of(name).any(|replica| town.world.is_outdated(replica));
+            prop_assert!(!has_old || unplaced > 0 || live > wanted || town.report.waits.iter().any(|wait| wait.container == *name), "{name} stays half way");
+            let is_complete = live == wanted && !has_old && unplaced == 0 && wanted > 0;
+            prop_assert!(!is_complete || container.open_rollout().is_none(), "{:?}", container.rollout);
             // Who has no place goes before who could have more; where nobody waits, nobody is squeezed beside free room.
             let is_waiting = town.world.containers().values().any(|container| container.unplaced > 0);
             for replica in town.world.replicas_of(name).filter(|_| !is_waiting) {

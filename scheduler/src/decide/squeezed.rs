@@ -60,6 +60,7 @@ impl Draft<'_> {
             Purpose::Relief(_) => false,
         };
         is_last_resort
+            && wanted.start.revision == container.revision
             && squeeze::is_squeezable(&container.spec)
             && matches!(unplaced.why, Why::NoRoom { .. })
     }
@@ -144,6 +145,7 @@ impl Draft<'_> {
             {
                 let start = Start {
                     ordinal: None,
+                    revision: self.container(name).revision,
                     purpose: Purpose::Relief(squeezed.clone()),
                 };
                 wanted.push(Wanted {

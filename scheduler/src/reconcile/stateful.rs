@@ -50,6 +50,7 @@ fn start_missing(context: &Context<'_>, wanted: u32, plan: &mut Plan) {
         match at(context, ordinal) {
             None => plan.start.push(Start {
                 ordinal: Some(ordinal),
+                revision: context.container.revision_for(None, Some(ordinal)),
                 purpose: Purpose::Missing,
             }),
             Some(replica) => {
@@ -80,7 +81,7 @@ fn replace(context: &Context<'_>, wanted: u32, plan: &mut Plan) {
         replica.is_live()
             && !context.is_silent(replica)
             && !context.is_forced_off(replica)
-            && (context.is_draining(replica) || context.world.is_outdated(replica))
+            && (context.is_draining(replica) || context.is_outdated(replica))
     };
     let mut leaving: Vec<&Replica> = (0..wanted)
         .filter_map(|ordinal| at(context, ordinal))
@@ -96,7 +97,7 @@ fn replace(context: &Context<'_>, wanted: u32, plan: &mut Plan) {
         Some(replica) => {
             !replica.is_live()
                 || context.is_forced_off(replica)
-                || (!is_leaving(replica) && !context.is_ready(replica))
+                || (!is_leaving(replica) && !context.serves(replica))
         }
     };
     let out: Vec<u32> = (0..wanted).filter(is_out).collect();

@@ -25,9 +25,7 @@ pub(super) fn plan(context: &Context<'_>) -> Plan {
         .partition(|replica| context.freeze.is_none() && context.is_lost(replica));
     let (mut leaving, mut staying): (Vec<&Replica>, Vec<&Replica>) =
         active.into_iter().partition(|replica| {
-            context.is_draining(replica)
-                || context.world.is_outdated(replica)
-                || is_relieved(context, replica)
+            context.is_draining(replica) || context.is_outdated(replica) || is_relieved(context, replica)
         });
 
     staying.sort_by_cached_key(|replica| {
@@ -44,13 +42,15 @@ pub(super) fn plan(context: &Context<'_>) -> Plan {
     for (index, replica) in lost.iter().enumerate() {
         let id = replica.replica_id.clone();
         if index < replaced {
-            plan.start.push(start(Purpose::InsteadOf(id)));
+            plan.start
+                .push(start(context, Some(replica.revision), Purpose::InsteadOf(id)));
         } else {
             plan.stop.push((id, StopCause::MachineUnhealthy));
         }
     }
     let missing = wanted.saturating_sub(live + lost.len());
-    plan.start.extend((0..missing).map(|_| start(Purpose::Missing)));
+    plan.start
+        .extend((0..missing).map(|_| start(context, None, Purpose::Missing)));
 
     let coming = replaced + missing;
     let draining = leaving
@@ -61,7 +61,10 @@ pub(super) fn plan(context: &Context<'_>) -> Plan {
     let surge = wanted
         .saturating_sub(staying.len() + coming)
         .min((wanted + surge_max).saturating_sub(live + coming));
-    plan.start.extend((0..surge).map(|_| start(Purpose::Surge)));
+    // While a rollout is paused only drains move anything: each replacement runs what it replaces.
+    let former = |index| leaving.get(index).map(|replica: &&Replica| replica.revision);
+    plan.start
+        .extend((0..surge).map(|index| start(context, former(index), Purpose::Surge)));
     if surge > 0 {
         plan.make_room = make_room(context, wanted, &staying, &leaving);
     }
@@ -94,9 +97,10 @@ fn is_relieved(context: &Context<'_>, replica: &Replica) -> bool {
         && others.any(|other| other.is_live() && other.relieves.as_ref() == Some(&replica.replica_id))
 }
 
-fn start(purpose: Purpose) -> Start {
+fn start(context: &Context<'_>, former: Option<u64>, purpose: Purpose) -> Start {
     Start {
         ordinal: None,
+        revision: context.container.revision_for(former, None),
         purpose,
     }
 }
@@ -121,7 +125,7 @@ fn retire(
         }
         !leaves_now
     });
-    let ready = staying.iter().filter(|replica| context.is_ready(replica)).count();
+    let ready = staying.iter().filter(|replica| context.serves(replica)).count();
     let spare = (ready + leaving.len()).saturating_sub(wanted).min(leaving.len());
     // Those that are not ready first, then the oldest.
     leaving.sort_by_cached_key(|replica| (context.readiness(replica) == Readiness::Ready, replica.sequence));
@@ -131,7 +135,7 @@ fn retire(
 }
 
 fn cause(context: &Context<'_>, replica: &Replica) -> StopCause {
-    if context.world.is_outdated(replica) {
+    if context.is_outdated(replica) {
         StopCause::Updated
     } else if context.is_draining(replica) {
         StopCause::MachineDraining
@@ -149,7 +153,7 @@ fn make_room(
     staying: &[&Replica],
     leaving: &[&Replica],
 ) -> Option<berth_api::id::ReplicaId> {
-    let is_steady = staying.iter().all(|replica| context.is_ready(replica))
+    let is_steady = staying.iter().all(|replica| context.serves(replica))
         && staying.len() + leaving.len() == wanted
         && context.replicas.iter().all(|replica| replica.is_live());
     if wanted < 2 || !is_steady || context.container.max_unavailable() == 0 {
@@ -161,7 +165,7 @@ fn make_room(
 
 /// A rollout or drain that could not finish now waits for the first replacement that is not ready.
 fn waits(context: &Context<'_>, staying: &[&Replica], leaving: &[&Replica], plan: &mut Plan) {
-    let unready = staying.iter().find(|replica| !context.is_ready(replica));
+    let unready = staying.iter().find(|replica| !context.serves(replica));
     if let (Some(unready), false) = (unready, leaving.is_empty()) {
         let replica_id = unready.replica_id.clone();
         for replica in leaving {

@@ -1,4 +1,4 @@
-//! The seven operations on containers.
+//! The seven operations on containers, and Berth's own on their rollouts.
 
 use axum::Json;
 use axum::response::Response;
@@ -95,6 +95,36 @@ fn was_deleted(world: &World, name: &ContainerName) -> bool {
         .events()
         .newest_first()
         .any(|event| event.involved_object == object && event.reason() == "ContainerDeleted")
+}
+
+/// Berth's own.
+pub(super) async fn pause_rollout(
+    Manager(cluster): Manager,
+    segments: Segments,
+    Bare(once): Bare,
+) -> Result<Response, ApiError> {
+    let name: ContainerName = segments.read("container")?;
+    act(&cluster, once, |draft| draft.pause_rollout(name)).await
+}
+
+/// Berth's own.
+pub(super) async fn resume_rollout(
+    Manager(cluster): Manager,
+    segments: Segments,
+    Bare(once): Bare,
+) -> Result<Response, ApiError> {
+    let name: ContainerName = segments.read("container")?;
+    act(&cluster, once, |draft| draft.resume_rollout(name)).await
+}
+
+/// Berth's own.
+pub(super) async fn undo_rollout(
+    Manager(cluster): Manager,
+    segments: Segments,
+    Bare(once): Bare,
+) -> Result<Response, ApiError> {
+    let name: ContainerName = segments.read("container")?;
+    act(&cluster, once, |draft| draft.undo_rollout(name)).await
 }
 
 pub(super) async fn stop(

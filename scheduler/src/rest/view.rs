@@ -12,11 +12,13 @@ use berth_api::rest::node::{
     ReplicaMetrics,
 };
 use berth_api::rest::operator::{ClusterSummary, ReplicaView};
+use berth_api::rest::rollout::RolloutPhase;
 use berth_api::time::Timestamp;
 use berth_api::units::{Bytes, Cpu};
 
 use crate::entry::MachineHealthState;
 use crate::reconcile::Squeeze;
+use crate::rollout;
 use crate::status::{container_state, replica_status, why_unplaced};
 use crate::world::{Container, Machine, Observed, Readiness, Replica, World};
 
@@ -147,13 +149,16 @@ pub(super) fn containers(world: &World, observed: &Observed) -> Vec<ContainerSum
             let ready = live().filter(|replica| observed.readiness(world, replica) == Readiness::Ready);
             ContainerSummary {
                 name: name.clone(),
-                image: container.spec.image.clone(),
+                image: container.declared().image.clone(),
                 status: state.status,
                 status_reason: state.reason,
                 status_message: state.message,
                 current_replicas: count(running.count()),
                 desired_replicas: u64::from(container.wanted()),
                 ready_replicas: count(ready.count()),
+                rollout: rollout::view(world, observed, name).filter(|rollout| {
+                    rollout.phase != RolloutPhase::Completed || container.declared.is_some()
+                }),
             }
         })
         .collect()
@@ -175,7 +180,7 @@ pub(super) fn container(
     let container = world
         .container(name)
         .filter(|container| container.deleted_since.is_none())?;
-    let config = ContainerConfig::new(&container.spec, state(world, observed, name));
+    let config = ContainerConfig::new(container.declared(), state(world, observed, name));
     Some(GetContainerReply {
         cluster_id: world.spec().cluster_id.clone(),
         flat: config.clone(),
@@ -184,6 +189,7 @@ pub(super) fn container(
             .replicas_of(name)
             .map(|replica| replica_info(world, observed, replica))
             .collect(),
+        rollout: rollout::view(world, observed, name),
         created_at: container.created_at,
         updated_at: container.updated_at,
     })

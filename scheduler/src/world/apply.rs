@@ -12,7 +12,10 @@ use berth_api::time::Timestamp;
 use imbl::OrdSet;
 
 use super::replicas::Replicas;
-use super::{Allocated, Container, Events, KeptWrites, Machine, Map, Replica, Stopping, Wish, World};
+use super::{
+    Allocated, Container, Events, KeptWrites, Machine, Map, Replica, Rollout, RolloutCause, Stopping, Wish,
+    World,
+};
 use crate::entry::{
     CapacityWish, ContainerScaled, Entry, MachineHealthState, Placed, Removal, StopCause, TokenKind,
 };
@@ -71,6 +74,8 @@ pub enum ApplyError {
     ResizedStopping(ReplicaId),
     #[error("container {container} is scaled to {count} replicas, which it does not allow")]
     NotScalable { container: ContainerName, count: u32 },
+    #[error("container {container} has no rollout {revision} that this could be said of")]
+    NoRollout { container: ContainerName, revision: u64 },
     #[error("epoch {to} follows epoch {from}")]
     EpochNotHigher { from: u64, to: u64 },
 }
@@ -141,30 +146,12 @@ impl World {
                 self.tokens.insert(*kind, digest.clone());
             }
             Entry::TokensRevoked { kind, .. } => self.tokens_revoked(*kind),
-            Entry::MachineRegistered {
-                spec,
-                subnet_index,
-                at,
-            } => {
-                self.machine_registered(spec, *subnet_index, *at)?;
-            }
-            Entry::MachineRemoved { machine_id, how, .. } => self.machine_removed(machine_id, *how)?,
-            Entry::MachineDraining { machine_id, at } => {
-                self.machine_mut(machine_id)?.draining_since.get_or_insert(*at);
-            }
-            Entry::MachineDrainCancelled { machine_id, .. } => {
-                let machine = self.machine_mut(machine_id)?;
-                (machine.draining_since, machine.drain_deadline) = (None, None);
-            }
-            Entry::MachineDrainForced { machine_id, from, .. } => self.drain_forced(machine_id, *from)?,
-            Entry::MachineHealthChanged {
-                machine_id,
-                state,
-                at,
-            } => {
-                let machine = self.machine_mut(machine_id)?;
-                (machine.health, machine.health_since) = (*state, *at);
-            }
+            Entry::MachineRegistered { .. }
+            | Entry::MachineRemoved { .. }
+            | Entry::MachineDraining { .. }
+            | Entry::MachineDrainCancelled { .. }
+            | Entry::MachineDrainForced { .. }
+            | Entry::MachineHealthChanged { .. } => self.apply_machine(entry)?,
             Entry::ContainerPut { spec, revision, at } => self.container_put(spec, *revision, *at)?,
             Entry::ContainerStopped { container, at } => {
                 self.container_mut(container)?.stopped_since.get_or_insert(*at);
@@ -176,6 +163,12 @@ impl World {
                 self.container_mut(container)?.deleted_since.get_or_insert(*at);
                 self.forget_unused(container);
             }
+            Entry::RolloutPaused { .. }
+            | Entry::RolloutResumed { .. }
+            | Entry::RolloutProven { .. }
+            | Entry::RolloutStalled { .. }
+            | Entry::RolloutCompleted { .. }
+            | Entry::RolloutTurned(_) => self.apply_rollout(entry)?,
             Entry::UnplacedChanged { container, count, at } => {
                 let container = self.container_mut(container)?;
                 container.unplaced = *count;
@@ -203,13 +196,45 @@ impl World {
         Ok(())
     }
 
+    /// Applies an entry about a machine.
+    fn apply_machine(&mut self, entry: &Entry) -> Result<(), ApplyError> {
+        match entry {
+            Entry::MachineRegistered {
+                spec,
+                subnet_index,
+                at,
+            } => {
+                self.machine_registered(spec, *subnet_index, *at)?;
+            }
+            Entry::MachineRemoved { machine_id, how, .. } => self.machine_removed(machine_id, *how)?,
+            Entry::MachineDraining { machine_id, at } => {
+                self.machine_mut(machine_id)?.draining_since.get_or_insert(*at);
+            }
+            Entry::MachineDrainCancelled { machine_id, .. } => {
+                let machine = self.machine_mut(machine_id)?;
+                (machine.draining_since, machine.drain_deadline) = (None, None);
+            }
+            Entry::MachineDrainForced { machine_id, from, .. } => self.drain_forced(machine_id, *from)?,
+            Entry::MachineHealthChanged {
+                machine_id,
+                state,
+                at,
+            } => {
+                let machine = self.machine_mut(machine_id)?;
+                (machine.health, machine.health_since) = (*state, *at);
+            }
+            _ => unreachable!("{entry:?} is not about a machine"),
+        }
+        Ok(())
+    }
+
     fn machine_mut(&mut self, id: &MachineId) -> Result<&mut Machine, ApplyError> {
         self.machines
             .get_mut(id)
             .ok_or_else(|| ApplyError::NoMachine(id.clone()))
     }
 
-    fn container_mut(&mut self, name: &ContainerName) -> Result<&mut Container, ApplyError> {
+    pub(super) fn container_mut(&mut self, name: &ContainerName) -> Result<&mut Container, ApplyError> {
         self.containers
             .get_mut(name)
             .ok_or_else(|| ApplyError::NoContainer(name.clone()))
@@ -367,7 +392,10 @@ impl World {
         let Some(known) = self.containers.get_mut(&spec.name) else {
             let container = Container {
                 spec: spec.clone(),
+                declared: None,
                 revision,
+                rollout: Some(Rollout::new(revision, RolloutCause::Created, at)),
+                completed: vec![],
                 older: BTreeMap::new(),
                 count: spec.scale.initial(),
                 stopped_since: None,
@@ -375,23 +403,25 @@ impl World {
                 unplaced: 0,
                 unplaced_since: None,
                 last_machines: BTreeMap::new(),
+                last_revisions: BTreeMap::new(),
                 created_at: at,
                 updated_at: at,
             };
             self.containers.insert(spec.name.clone(), container);
             return Ok(());
         };
-        if known.deleted_since.take().is_some() {
+        let is_anew = known.deleted_since.take().is_some();
+        if is_anew {
             known.created_at = at;
             known.stopped_since = None;
             known.count = spec.scale.initial();
         } else {
             known.count = rescaled(known, &spec.scale);
         }
-        let before = std::mem::replace(&mut known.spec, spec.clone());
-        if revision != known.revision {
-            known.older.insert(known.revision, before);
-            known.revision = revision;
+        if revision == known.revision {
+            known.redeclare(spec);
+        } else {
+            known.start_rollout(spec, revision, is_anew, at);
         }
         known.updated_at = at;
         self.forget_unused(&spec.name);
@@ -448,6 +478,7 @@ impl World {
         if let Some(ordinal) = placed.ordinal {
             let container = self.container_mut(&placed.container)?;
             container.last_machines.insert(ordinal, placed.machine_id.clone());
+            container.last_revisions.insert(ordinal, placed.revision);
         }
         self.placed_count += 1;
         self.replicas.insert(replica);
@@ -525,13 +556,15 @@ impl World {
         Ok(())
     }
 
-    /// Drops declarations that no replica runs any more, and a deleted container without replicas.
-    fn forget_unused(&mut self, name: &ContainerName) {
+    /// Drops declarations that no replica runs or may go back to, and a deleted container without replicas.
+    pub(super) fn forget_unused(&mut self, name: &ContainerName) {
         let used: BTreeSet<u64> = self.replicas_of(name).map(|replica| replica.revision).collect();
         let Some(container) = self.containers.get_mut(name) else {
             return;
         };
-        container.older.retain(|revision, _| used.contains(revision));
+        let kept = container.kept_revisions();
+        let is_kept = |revision: &u64| used.contains(revision) || kept.contains(revision);
+        container.older.retain(|revision, _| is_kept(revision));
         if container.deleted_since.is_some() && used.is_empty() {
             self.containers.remove(name);
         }

@@ -12,6 +12,7 @@ use berth_api::time::Timestamp;
 use super::{Replica, World};
 use crate::autoscale::History;
 use crate::entry::MachineHealthState;
+use crate::rollout::Starts;
 
 /// The present on both clocks: the wall's for what is recorded and shown, the monotonic one for waits and liveness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub struct Observed {
     pub machines: BTreeMap<MachineId, ObservedMachine>,
     /// What the metrics of scaled containers asked for lately.
     pub scaling: BTreeMap<ContainerName, History>,
+    /// How the replicas of open rollouts have started.
+    pub starts: BTreeMap<ReplicaId, Starts>,
 }
 
 /// What one machine said last.
@@ -70,6 +73,7 @@ impl Observed {
             started_ms,
             machines: BTreeMap::new(),
             scaling: BTreeMap::new(),
+            starts: BTreeMap::new(),
         }
     }
 

@@ -224,6 +224,7 @@ fn declare(chance: &mut Chance, name: &str, stateful: bool) -> ContainerSpec {
         }),
         service_account: None,
         shared_mounts: vec![],
+        rollback: None,
         links: vec![],
         disruption_budget: None,
         placement: None,

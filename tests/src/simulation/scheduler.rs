@@ -15,6 +15,7 @@ use berth_scheduler::decide::{Report, decide};
 use berth_scheduler::entry::Entry;
 use berth_scheduler::explain::explain;
 use berth_scheduler::liveness::Limits;
+use berth_scheduler::rollout;
 use berth_scheduler::status::container_state;
 use berth_scheduler::world::{Now, Observed, Readiness, World};
 
@@ -384,6 +385,7 @@ impl Simulation {
 
     fn decide(&mut self) {
         let now = self.scheduler_now();
+        rollout::observe(&self.scheduler.world, &mut self.scheduler.observed, now);
         let scheduler = &self.scheduler;
         let decision = decide(&scheduler.world, &scheduler.observed, &scheduler.limits, now);
         if !decision.entries.is_empty() {

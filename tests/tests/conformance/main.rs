@@ -17,6 +17,7 @@ mod placement;
 mod plans;
 mod protocol;
 mod required;
+mod rollouts;
 mod tokens;
 mod trouble;
 mod watch;

@@ -468,6 +468,24 @@ pub(in crate::rest) const OPERATIONS: &[Operation] = &[
         ..read("/clusters", "list_clusters", "Every cluster", "ListClustersReply")
     },
     act(
+        "POST",
+        "/clusters/{cluster}/containers/{container}/rollout/pause",
+        "pause_rollout",
+        "Lets the rollout of a container start and stop nothing",
+    ),
+    act(
+        "POST",
+        "/clusters/{cluster}/containers/{container}/rollout/resume",
+        "resume_rollout",
+        "Lets a paused rollout go on, or tries again what was rolled back",
+    ),
+    act(
+        "POST",
+        "/clusters/{cluster}/containers/{container}/rollout/undo",
+        "undo_rollout",
+        "Declares again what was rolled out completely before",
+    ),
+    act(
         "DELETE",
         "/clusters/{cluster}/machines/{machine}/drain",
         "cancel_drain",
