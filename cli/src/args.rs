@@ -93,6 +93,8 @@ pub(crate) enum Command {
     Drain(DrainArgs),
     /// Show, pause, resume or undo the change of a container's replicas
     Rollout(RolloutArgs),
+    /// Let stops happen that nobody has asked for and that Berth holds
+    Release,
     /// Delete a container and its replicas
     Delete(DeleteArgs),
     /// Start a stopped container

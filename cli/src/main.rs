@@ -72,6 +72,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Plan(args) => commands::plan::run(args, &open()?, screen).await,
         Command::Drain(args) => commands::change::drain(args, &open()?, screen).await,
         Command::Rollout(args) => commands::rollout::run(args, &open()?, screen).await,
+        Command::Release => commands::change::release(&open()?).await,
         Command::Delete(args) => commands::change::delete(args, &open()?).await,
         Command::Start(args) => commands::change::start_stop(args, Run::Start, &open()?).await,
         Command::Stop(args) => commands::change::start_stop(args, Run::Stop, &open()?).await,

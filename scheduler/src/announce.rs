@@ -53,9 +53,11 @@ pub fn announce(world: &World, observed: &Observed, entry: &Entry) -> Vec<Entry>
             };
             Some(told(container, "was deleted", details, at))
         }
+        Entry::FreezeChanged { .. } | Entry::StopsHeld { .. } => alarm(world, entry, at),
         Entry::RolloutPaused { .. }
         | Entry::RolloutResumed { .. }
         | Entry::RolloutProven { .. }
+        | Entry::StopsReleased { .. }
         | Entry::RolloutStalled { .. }
         | Entry::RolloutCompleted { .. }
         | Entry::RolloutTurned(_) => rollout(world, entry, at),
@@ -124,17 +126,62 @@ fn percent(permille: u64) -> f64 {
     f64::from(u32::try_from(permille.min(10_000)).unwrap_or(10_000)) / 10.0
 }
 
-/// A freeze began.
-#[must_use]
-pub fn cluster_wide_failure(world: &World, freeze: Freeze, at: Timestamp) -> Entry {
+/// What concerns a whole cluster.
+fn alarm(world: &World, entry: &Entry, at: Timestamp) -> Option<Event> {
+    match entry {
+        Entry::FreezeChanged {
+            is_frozen,
+            unhealthy,
+            total,
+            ..
+        } => {
+            let freeze = Freeze {
+                unhealthy: *unhealthy,
+                total: *total,
+            };
+            Some(cluster_wide_failure(world, *is_frozen, freeze, at))
+        }
+        Entry::StopsHeld { count, .. } => Some(stops_held(world, *count, at)),
+        _ => None,
+    }
+}
+
+/// A freeze began or ended. The public client knows one kind of event for both.
+fn cluster_wide_failure(world: &World, is_frozen: bool, freeze: Freeze, at: Timestamp) -> Event {
     let details = EventDetails::ClusterWideFailure {
         unhealthy_machine_count: freeze.unhealthy.into(),
         total_machine_count: freeze.total.into(),
         unhealthy_percent: f64::from(freeze.unhealthy) * 100.0 / f64::from(freeze.total.max(1)),
     };
     let cluster = InvolvedObject::Cluster(world.spec().cluster_id.to_string());
-    let message = "too many machines are unhealthy: nothing moves until they are back".to_owned();
-    recorded(event(EventType::Error, message, cluster, details, at))
+    let (kind, message) = if is_frozen {
+        let message = "too many machines are unhealthy: nothing moves until they are back";
+        (EventType::Error, message)
+    } else {
+        let message = "the freeze has ended: enough machines are back, were removed or count as lost";
+        (EventType::Info, message)
+    };
+    event(kind, message.to_owned(), cluster, details, at)
+}
+
+/// The guard began or ceased to hold stops. The public client knows no kind of event for it: told as a failure of the cluster
+/// in which no machine is unhealthy.
+fn stops_held(world: &World, count: u32, at: Timestamp) -> Event {
+    let details = EventDetails::ClusterWideFailure {
+        unhealthy_machine_count: 0,
+        total_machine_count: world.machines().len() as u64,
+        unhealthy_percent: 0.0,
+    };
+    let cluster = InvolvedObject::Cluster(world.spec().cluster_id.to_string());
+    let (kind, message) = if count > 0 {
+        let message = format!(
+            "{count} healthy replicas would stop and nobody has asked for it: they are held until an operator releases them"
+        );
+        (EventType::Error, message)
+    } else {
+        (EventType::Info, "no stops are held any more".to_owned())
+    };
+    event(kind, message, cluster, details, at)
 }
 
 fn recorded(event: Event) -> Entry {

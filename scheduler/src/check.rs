@@ -5,6 +5,7 @@
 //! [`check_all`] applies any entries to a copy of the world and looks at everything, what applying keeps included: sums and
 //! generations. Tests and the simulation run it on every decision; they also prove that both agree.
 
+mod stops;
 mod touched;
 mod whole;
 
@@ -14,7 +15,8 @@ use berth_api::container::{ContainerSpec, Granted};
 use berth_api::id::{ContainerName, GroupId, Label, MachineId, ReplicaId};
 
 use crate::entry::{CapacityWish, Entry, MachineHealthState, Placed};
-use crate::world::{Container, Machine, Replica, World};
+use crate::liveness::Limits;
+use crate::world::{Container, Machine, Now, Observed, Replica, World};
 
 /// A rule that a decision would break.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -75,6 +77,12 @@ pub enum Violation {
     },
     #[error("the set of machine {machine_id} would change and stay at generation {generation}")]
     GenerationStays { machine_id: MachineId, generation: u64 },
+    #[error("{stopped} healthy replicas would stop that nobody asked to stop, and {allowed} may")]
+    MassStop { stopped: u64, allowed: u64 },
+    #[error(
+        "replica {replica_id} would be forgotten, and its machine has not said that nothing is left of it"
+    )]
+    Left { replica_id: ReplicaId },
     #[error("the generation of machine {machine_id} would go from {before} to {after}")]
     GenerationFalls {
         machine_id: MachineId,
@@ -93,6 +101,22 @@ pub fn check(before: &World, entries: &[Entry]) -> Vec<Violation> {
 #[must_use]
 pub fn check_all(before: &World, entries: &[Entry]) -> Vec<Violation> {
     whole::check(before, entries)
+}
+
+/// What a decision would do against the word of nodes: stop more healthy replicas than somebody has asked for, or forget one
+/// of which something is left, so that its successor could start beside it.
+#[must_use]
+pub fn check_reported(
+    before: &World,
+    observed: &Observed,
+    limits: &Limits,
+    now: Now,
+    entries: &[Entry],
+) -> Vec<Violation> {
+    let mass = stops::mass(before, observed, limits, now, entries);
+    mass.into_iter()
+        .chain(stops::left(before, observed, entries))
+        .collect()
 }
 
 /// A wish is acted on by whoever buys machines: it stays within what the group's owner allows.

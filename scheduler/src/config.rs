@@ -11,7 +11,10 @@
 //! | `limits.unhealthy_after_seconds` | silence after which a machine is unhealthy | 15 | 1 to 86400, at least 3 heartbeats |
 //! | `limits.replace_after_seconds` | silence after which its stateless replicas are replaced | 30 | at least the one above |
 //! | `limits.freeze_percent` | nothing moves while more machines are unhealthy | 50 | 1 to 100 |
+//! | `limits.freeze_min_machines` | fewer unhealthy machines than this are never a freeze | 1 | 1 to 100000 |
 //! | `limits.freeze_max_seconds` | a machine silent for longer holds up nothing | 900 | at least `replace_after_seconds` |
+//! | `limits.guard_percent` | healthy replicas that may stop within 10 min though no write asked for it | 10 | 0 to 100; 100 holds nothing |
+//! | `limits.guard_min_replicas` | so many of them at least | 2 | up to 100000 |
 //! | `limits.failed_starts_max` | failed starts after which a rollout is rolled back; 0 is never | 8 | up to 1000 |
 //! | `limits.min_ready_seconds` | a replica of a rollout has come up when it was ready for so long | 10 | up to 3600 |
 //! | `store` | where clusters are kept: `sqlite`, or `etcd://host:port,host:port/prefix` for high availability | `sqlite` | 1 to 16 members |
@@ -73,6 +76,7 @@ use serde::Deserialize;
 
 use crate::autoscale::Tunables;
 use crate::capacity::Thresholds;
+use crate::guard;
 use crate::liveness::Limits;
 use crate::platform::{PLATFORM_AUDIENCE, PLATFORM_ISSUER, SigningAlgorithm, TrustedIssuer};
 use crate::rollout::Rules;
@@ -225,6 +229,9 @@ struct FileLimits {
     replace_after_seconds: u64,
     freeze_percent: u32,
     freeze_max_seconds: u64,
+    freeze_min_machines: u32,
+    guard_percent: u32,
+    guard_min_replicas: u32,
     failed_starts_max: u32,
     min_ready_seconds: u64,
 }
@@ -237,6 +244,9 @@ impl Default for FileLimits {
             replace_after_seconds: limits.replace_after_ms / 1000,
             freeze_percent: limits.freeze_percent,
             freeze_max_seconds: limits.freeze_max_ms / 1000,
+            freeze_min_machines: limits.freeze_min_machines,
+            guard_percent: limits.guard.percent,
+            guard_min_replicas: limits.guard.min_replicas,
             failed_starts_max: limits.rollout.failed_starts_max,
             min_ready_seconds: limits.rollout.min_ready_ms / 1000,
         }
@@ -287,11 +297,14 @@ const KEYS: &[&str] = &[
     "rest",
     "traces",
 ];
-const LIMIT_KEYS: [&str; 6] = [
+const LIMIT_KEYS: [&str; 9] = [
     "unhealthy_after_seconds",
     "replace_after_seconds",
     "freeze_percent",
     "freeze_max_seconds",
+    "freeze_min_machines",
+    "guard_percent",
+    "guard_min_replicas",
     "failed_starts_max",
     "min_ready_seconds",
 ];
@@ -416,6 +429,11 @@ fn limits(limits: &FileLimits, capacity: &FileCapacity, autoscale: &FileAutoscal
         replace_after_ms: milliseconds(limits.replace_after_seconds),
         freeze_percent: limits.freeze_percent,
         freeze_max_ms: milliseconds(limits.freeze_max_seconds),
+        freeze_min_machines: limits.freeze_min_machines,
+        guard: guard::Rules {
+            percent: limits.guard_percent,
+            min_replicas: limits.guard_min_replicas,
+        },
         rollout: Rules {
             failed_starts_max: limits.failed_starts_max,
             min_ready_ms: milliseconds(limits.min_ready_seconds),
@@ -448,11 +466,26 @@ fn trusted(issuer: FileIssuer) -> TrustedIssuer {
     }
 }
 
-fn check_rollouts(limits: &FileLimits, require: &mut impl FnMut(bool, &str, String)) {
+fn check_changes(limits: &FileLimits, require: &mut impl FnMut(bool, &str, String)) {
     require(
         limits.failed_starts_max <= FAILED_STARTS_MAX,
         "limits.failed_starts_max",
         format!("{} is above {FAILED_STARTS_MAX}", limits.failed_starts_max),
+    );
+    require(
+        (1..=100_000).contains(&limits.freeze_min_machines),
+        "limits.freeze_min_machines",
+        format!("{} is not from 1 to 100000", limits.freeze_min_machines),
+    );
+    require(
+        limits.guard_percent <= 100,
+        "limits.guard_percent",
+        format!("{} is above 100", limits.guard_percent),
+    );
+    require(
+        limits.guard_min_replicas <= 100_000,
+        "limits.guard_min_replicas",
+        format!("{} is above 100000", limits.guard_min_replicas),
     );
     require(
         limits.min_ready_seconds <= 3600,
@@ -569,7 +602,7 @@ fn check(file: &File, faults: &mut Vec<Fault>) {
         "limits.freeze_max_seconds",
         "must be at least replace_after_seconds".into(),
     );
-    check_rollouts(limits, &mut require);
+    check_changes(limits, &mut require);
     check_capacity(&file.capacity, &mut require);
     check_autoscale(&file.autoscale, &mut require);
     check_issuers(&file.platform_issuers, &mut require);

@@ -12,7 +12,8 @@ use berth_api::id::{ContainerName, MachineId, ReplicaId};
 use crate::announce;
 use crate::autoscale;
 use crate::capacity::{self, Outlook, Unmet};
-use crate::entry::{Entry, MachineHealthState, Placed, StopCause};
+use crate::entry::{Entry, MachineHealthState, Picked, Placed, StopCause};
+use crate::guard;
 use crate::liveness::{self, Freeze, Limits};
 use crate::placement::{self, Fleet, Place, Request, Unplaced, Why};
 use crate::reconcile::{self, Plan, Purpose, Start, Wait, WaitReason};
@@ -26,6 +27,13 @@ pub struct Decision {
     /// Changes and the events that announce them.
     pub entries: Vec<Entry>,
     pub report: Report,
+}
+
+/// Whether a write has asked for a stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Yes,
+    No,
 }
 
 /// What is not as it should be and is not changed by this decision.
@@ -66,7 +74,6 @@ pub(crate) fn decide_with(
     now: Now,
     scope: Scope,
 ) -> Decision {
-    let freeze_before = liveness::freeze(world, observed, limits, now);
     let mut draft = Draft {
         world: Cow::Borrowed(world),
         observed,
@@ -76,6 +83,7 @@ pub(crate) fn decide_with(
         entries: vec![],
         plans: BTreeMap::new(),
         dirty: world.containers().keys().cloned().collect(),
+        held: BTreeSet::new(),
     };
     for entry in liveness::changes(world, observed, limits, now) {
         draft.push(entry);
@@ -87,6 +95,15 @@ pub(crate) fn decide_with(
     // Only the health of machines decides it, and that is settled now.
     let freeze = liveness::freeze(&draft.world, observed, limits, now);
     draft.freeze = freeze;
+    if freeze.is_some() != draft.world.frozen_since().is_some() {
+        let toll = liveness::toll(&draft.world, observed, limits, now);
+        draft.push(Entry::FreezeChanged {
+            is_frozen: freeze.is_some(),
+            unhealthy: toll.unhealthy,
+            total: toll.total,
+            at: now.wall,
+        });
+    }
     let mut rounds = 0;
     let outcome = loop {
         let count_before = draft.entries.len();
@@ -101,15 +118,12 @@ pub(crate) fn decide_with(
             draft.entries
         );
     };
+    draft.push_held();
     draft.push_unplaced(&outcome.unplaced);
     let capacity = match scope {
         Scope::All => draft.push_wishes(&outcome.unmet, freeze.is_some()),
         Scope::Replicas => vec![],
     };
-    if let Some(freeze) = freeze.filter(|_| freeze_before.is_none()) {
-        let event = announce::cluster_wide_failure(&draft.world, freeze, now.wall);
-        draft.entries.push(event);
-    }
     Decision {
         entries: draft.entries,
         report: Report {
@@ -176,6 +190,8 @@ struct Draft<'a> {
     plans: BTreeMap<ContainerName, Plan>,
     /// Containers that an entry has changed since they were planned.
     dirty: BTreeSet<ContainerName>,
+    /// Stops that nobody asked for, too many to be done.
+    held: BTreeSet<ReplicaId>,
 }
 
 /// Starts of one container that are asked for together with those of all others.
@@ -215,12 +231,60 @@ impl Draft<'_> {
     }
 
     fn push_stop(&mut self, replica_id: ReplicaId, cause: StopCause) {
+        self.push_picked(replica_id, cause, None, Asked::Yes);
+    }
+
+    fn push_picked(&mut self, replica_id: ReplicaId, cause: StopCause, picked: Option<Picked>, asked: Asked) {
         let at = self.now.wall;
         self.push(Entry::ReplicaStopping {
             replica_id,
             cause,
+            picked,
+            unasked: asked == Asked::No,
             at,
         });
+    }
+
+    /// Stops what was planned, but for what nobody asked for when that is too much.
+    fn push_stops(&mut self, stops: Vec<(ReplicaId, StopCause, Option<Picked>)>) {
+        let at = self.now.wall;
+        let unasked = guard::unasked(&self.world, self.observed, stops.iter().map(|(id, ..)| id));
+        let passed = guard::recent(&self.world, at);
+        let is_held = !unasked.is_empty()
+            && !guard::is_released(&self.world, at)
+            && (self.world.held_stops().is_some()
+                || !self.held.is_empty()
+                || passed + unasked.len() > guard::allowance(&self.world, self.observed, &self.limits.guard));
+        for (replica_id, cause, picked) in stops {
+            if !unasked.contains(&replica_id) {
+                self.push_picked(replica_id, cause, picked, Asked::Yes);
+            } else if is_held {
+                self.held.insert(replica_id);
+            } else {
+                self.push_picked(replica_id, cause, picked, Asked::No);
+            }
+        }
+    }
+
+    /// Begin and end of a hold.
+    fn push_held(&mut self) {
+        let at = self.now.wall;
+        let count = u32::try_from(self.held.len()).unwrap_or(u32::MAX);
+        if self.world.held_stops().is_some() != (count > 0) {
+            self.push(Entry::StopsHeld { count, at });
+        }
+    }
+
+    fn held_waits(&self) -> Vec<Wait> {
+        let since = self.world.held_stops().map_or(self.now.wall, |held| held.since);
+        let held = self.held.iter().filter_map(|id| self.world.replica(id));
+        held.map(|replica| Wait {
+            container: replica.container.clone(),
+            replica_id: Some(replica.replica_id.clone()),
+            reason: WaitReason::Held,
+            since,
+        })
+        .collect()
     }
 
     fn push_unplaced(&mut self, unplaced: &BTreeMap<ContainerName, u32>) {
@@ -254,6 +318,7 @@ impl Draft<'_> {
             self.push(entry);
         }
         let mut wanted = vec![];
+        let mut stops = vec![];
         let mut plans = std::mem::take(&mut self.plans);
         for name in std::mem::take(&mut self.dirty) {
             let mut plan = reconcile::reconcile(
@@ -265,10 +330,12 @@ impl Draft<'_> {
                 &name,
             );
             for (replica_id, cause) in std::mem::take(&mut plan.stop) {
-                self.push_stop(replica_id, cause);
+                let picked = plan.picked.remove(&replica_id);
+                stops.push((replica_id, cause, picked));
             }
             plans.insert(name, plan);
         }
+        self.push_stops(stops);
         for (name, plan) in &plans {
             wanted.extend(plan.start.iter().map(|start| Wanted {
                 container: name.clone(),
@@ -286,6 +353,7 @@ impl Draft<'_> {
         self.grow(&outcome.placeless);
         self.relieve(&plans, &mut outcome);
         self.plans = plans;
+        outcome.waits.extend(self.held_waits());
         outcome.waits.sort_by(|one, other| {
             (&one.container, &one.replica_id).cmp(&(&other.container, &other.replica_id))
         });
@@ -483,7 +551,11 @@ fn container_of(world: &World, entry: &Entry) -> Option<ContainerName> {
         | Entry::RolloutCompleted { container, .. } => Some(container.clone()),
         Entry::RolloutTurned(turned) => Some(turned.container.clone()),
         Entry::ContainerScaled(scaled) => Some(scaled.container.clone()),
-        Entry::MachineHealthChanged { .. } | Entry::CapacityWished(_) | Entry::EventRecorded { .. } => None,
+        Entry::MachineHealthChanged { .. }
+        | Entry::StopsHeld { .. }
+        | Entry::FreezeChanged { .. }
+        | Entry::CapacityWished(_)
+        | Entry::EventRecorded { .. } => None,
         Entry::ClusterCreated { .. }
         | Entry::ClusterDeleted { .. }
         | Entry::GroupsChanged { .. }
@@ -498,6 +570,7 @@ fn container_of(world: &World, entry: &Entry) -> Option<ContainerName> {
         | Entry::ContainerStopped { .. }
         | Entry::ContainerStarted { .. }
         | Entry::ContainerDeleted { .. }
+        | Entry::StopsReleased { .. }
         | Entry::RolloutPaused { .. }
         | Entry::RolloutResumed { .. }
         | Entry::EpochStarted { .. }

@@ -190,6 +190,30 @@ impl fmt::Display for StopCause {
     }
 }
 
+/// Why this one of several replicas that are too many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Picked {
+    /// It was not ready, and others were.
+    NotReady,
+    /// It had less than it desires.
+    Squeezed,
+    /// Of those that are alike, it was placed last.
+    Newest,
+    HighestOrdinal,
+}
+
+impl fmt::Display for Picked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotReady => "it was not ready",
+            Self::Squeezed => "it was squeezed",
+            Self::Newest => "of those that are alike it was the newest",
+            Self::HighestOrdinal => "it had the highest ordinal",
+        })
+    }
+}
+
 /// A replica given to a machine, and what it got there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -396,6 +420,29 @@ pub enum Entry {
     ReplicaStopping {
         replica_id: ReplicaId,
         cause: StopCause,
+        /// Where several could have been stopped: why this one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        picked: Option<Picked>,
+        /// It was ready and no write asked for its stop: see [`crate::guard`].
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        unasked: bool,
+        at: Timestamp,
+    },
+    /// So many healthy replicas would stop that nobody asked to stop: they are held. 0: nothing is held any more.
+    StopsHeld {
+        count: u32,
+        at: Timestamp,
+    },
+    /// An operator lets everything stop until then.
+    StopsReleased {
+        until: Timestamp,
+        at: Timestamp,
+    },
+    /// Too many machines are unhealthy for any move (so many of so many), or no longer.
+    FreezeChanged {
+        is_frozen: bool,
+        unhealthy: u32,
+        total: u32,
         at: Timestamp,
     },
     /// Nothing of it is left on its machine: its id, address and capacity are free.
@@ -446,6 +493,9 @@ impl Entry {
             | Self::ReplicaResized { at, .. }
             | Self::ReplicaStopping { at, .. }
             | Self::ReplicaGone { at, .. }
+            | Self::StopsHeld { at, .. }
+            | Self::StopsReleased { at, .. }
+            | Self::FreezeChanged { at, .. }
             | Self::EpochStarted { at, .. } => *at,
             Self::ReplicaPlaced(placed) => placed.at,
             Self::CapacityWished(wish) => wish.at,
@@ -494,7 +544,7 @@ mod tests {
     }
 
     /// Kinds of entries there are.
-    const KINDS: usize = 31;
+    const KINDS: usize = 34;
 
     fn kind(entry: &Entry) -> String {
         let value: serde_json::Value = serde_json::from_slice(&entry.to_record()).unwrap();

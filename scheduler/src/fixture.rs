@@ -17,8 +17,8 @@ use berth_api::volume::{OrdinalVolume, VolumeTarget};
 
 use crate::announce::announce;
 use crate::autoscale;
-use crate::check::check_all;
 use crate::check::tests::assert_agreement;
+use crate::check::{check_all, check_reported};
 use crate::decide::{Report, decide};
 use crate::entry::{Entry, TokenKind};
 use crate::liveness::Limits;
@@ -159,6 +159,8 @@ pub(crate) struct Town {
     pub broken_images: BTreeSet<String>,
     /// Images that crash at each start, a dozen times at most.
     pub crashing_images: BTreeSet<String>,
+    /// Volumes of what has ended are not released.
+    pub is_release_slow: bool,
     /// What every replica uses that is ready.
     pub usage: Option<Usage>,
 }
@@ -190,6 +192,7 @@ impl Town {
             nodes: BTreeMap::new(),
             broken_images: BTreeSet::new(),
             crashing_images: BTreeSet::new(),
+            is_release_slow: false,
             usage: None,
         }
     }
@@ -309,6 +312,14 @@ impl Town {
         if self.log.len().is_multiple_of(4) {
             assert_agreement(self, &decision.entries);
         }
+        let against = check_reported(
+            &self.world,
+            &self.observed,
+            &self.limits,
+            self.now,
+            &decision.entries,
+        );
+        assert_eq!(against, vec![], "{:#?}", decision.entries);
         self.append(decision.entries);
         let again = decide(&self.world, &self.observed, &self.limits, self.now);
         assert_eq!(
@@ -354,9 +365,15 @@ impl Town {
         }
         // What is to stop takes one step to be gone.
         for (id, status) in &node.running {
-            if stops.contains(id) && status.phase != Phase::Stopping {
+            let has_ended = matches!(status.phase, Phase::Stopping | Phase::Releasing);
+            if stops.contains(id) && (!has_ended || self.is_release_slow) {
                 let mut status = status.clone();
-                (status.phase, status.ready) = (Phase::Stopping, false);
+                status.phase = if has_ended {
+                    Phase::Releasing
+                } else {
+                    Phase::Stopping
+                };
+                status.ready = false;
                 running.insert(id.clone(), status);
             }
         }

@@ -23,6 +23,7 @@ pub mod entry;
 pub mod explain;
 #[cfg(test)]
 mod fixture;
+pub mod guard;
 pub mod identity;
 pub mod link;
 pub mod liveness;

@@ -10,7 +10,8 @@
 //! - Stateful replicas of an unhealthy machine stay where they are, because a silent machine may still write. They move
 //!   when the machine returns and confirms their stop, or when somebody who can know it asserts that it is powered off
 //!   ([`crate::entry::Removal::PoweredOff`]).
-//! - Freeze: while more than [`Limits::freeze_percent`] of the machines that were ever heard are unhealthy, the fault is
+//! - Freeze: while more than [`Limits::freeze_percent`] of the machines that were ever heard are unhealthy, and at least
+//!   [`Limits::freeze_min_machines`] of them, the fault is
 //!   more likely in the network or here than in all of them, and no replica moves off a silent machine. One of one or two of
 //!   two machines is a freeze, where there is no place to move to anyway; one of two and one of three are not. A freeze
 //!   ends when enough machines are heard again or removed, and at the latest [`Limits::freeze_max_ms`] after they fell
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::autoscale::Tunables;
 use crate::capacity::Thresholds;
 use crate::entry::{Entry, MachineHealthState};
+use crate::guard;
 use crate::rollout;
 use crate::world::{Machine, Now, Observed, World};
 
@@ -35,8 +37,12 @@ pub struct Limits {
     pub replace_after_ms: u64,
     /// A freeze holds while more than this part of the machines is unhealthy; 100 means never.
     pub freeze_percent: u32,
+    /// Fewer unhealthy machines than this are never a freeze.
+    pub freeze_min_machines: u32,
     /// Silence after which a machine counts as lost and holds up no freeze any more.
     pub freeze_max_ms: u64,
+    /// How many healthy replicas may stop that nobody asked to stop.
+    pub guard: guard::Rules,
     /// When a rollout has failed or is done.
     pub rollout: rollout::Rules,
     /// When capacity groups grow and shrink.
@@ -51,7 +57,9 @@ impl Default for Limits {
             unhealthy_after_ms: 15_000,
             replace_after_ms: 30_000,
             freeze_percent: 50,
+            freeze_min_machines: 1,
             freeze_max_ms: 900_000,
+            guard: guard::Rules::default(),
             rollout: rollout::Rules::default(),
             capacity: Thresholds::default(),
             autoscale: Tunables::default(),
@@ -113,8 +121,29 @@ pub fn freeze(world: &World, observed: &Observed, limits: &Limits, now: Now) -> 
             }
         }
     }
-    let is_frozen = u64::from(unhealthy) * 100 > u64::from(total) * u64::from(limits.freeze_percent);
+    let is_frozen = unhealthy >= limits.freeze_min_machines
+        && u64::from(unhealthy) * 100 > u64::from(total) * u64::from(limits.freeze_percent);
     is_frozen.then_some(Freeze { unhealthy, total })
+}
+
+/// The numbers of [`freeze`], whether they are one or not.
+#[must_use]
+pub fn toll(world: &World, observed: &Observed, limits: &Limits, now: Now) -> Freeze {
+    let never = Limits {
+        freeze_percent: 0,
+        freeze_min_machines: 0,
+        ..*limits
+    };
+    let running = || {
+        world
+            .machines()
+            .values()
+            .filter(|machine| machine.health == MachineHealthState::Running)
+    };
+    freeze(world, observed, &never, now).unwrap_or_else(|| Freeze {
+        unhealthy: 0,
+        total: u32::try_from(running().count()).unwrap_or(u32::MAX),
+    })
 }
 
 /// Whether stateless replicas of a machine are to be replaced elsewhere.

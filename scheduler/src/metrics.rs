@@ -24,6 +24,10 @@ pub struct Census {
     pub machines: i64,
     pub sessions: i64,
     pub replicas: i64,
+    /// Clusters in which too many machines are unhealthy for any move.
+    pub frozen: i64,
+    /// Clusters with stops that nobody asked for.
+    pub holding: i64,
 }
 
 /// Everything that is counted.
@@ -44,6 +48,8 @@ pub struct Metrics {
     machines: Gauge<i64, AtomicI64>,
     sessions: Gauge<i64, AtomicI64>,
     replicas: Gauge<i64, AtomicI64>,
+    frozen: Gauge<i64, AtomicI64>,
+    holding: Gauge<i64, AtomicI64>,
     /// The last append failed.
     is_store_failing: AtomicBool,
 }
@@ -66,6 +72,8 @@ impl Default for Metrics {
             machines: Gauge::default(),
             sessions: Gauge::default(),
             replicas: Gauge::default(),
+            frozen: Gauge::default(),
+            holding: Gauge::default(),
             is_store_failing: AtomicBool::new(false),
         };
         metrics.register();
@@ -133,6 +141,16 @@ impl Metrics {
         it.register("machines", "Machines that are registered", self.machines.clone());
         it.register("sessions", "Machines that are linked", self.sessions.clone());
         it.register("replicas", "Replicas that are placed", self.replicas.clone());
+        it.register(
+            "frozen_clusters",
+            "Clusters in which nothing moves, because too many machines are unhealthy",
+            self.frozen.clone(),
+        );
+        it.register(
+            "holding_clusters",
+            "Clusters with stops that nobody has asked for and that are held",
+            self.holding.clone(),
+        );
     }
 
     pub(crate) fn answered(&self, operation: &'static str, status: u16, elapsed: Duration) {
@@ -182,6 +200,8 @@ impl Metrics {
         self.machines.set(census.machines);
         self.sessions.set(census.sessions);
         self.replicas.set(census.replicas);
+        self.frozen.set(census.frozen);
+        self.holding.set(census.holding);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)
             .expect("a String takes whatever is written");

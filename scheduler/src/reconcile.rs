@@ -8,6 +8,7 @@
 mod stateful;
 mod stateless;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use berth_api::container::Granted;
@@ -15,7 +16,7 @@ use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
 use berth_api::replica::{CRASH_LOOP_MIN, Phase};
 use berth_api::time::Timestamp;
 
-use crate::entry::{MachineHealthState, StopCause};
+use crate::entry::{MachineHealthState, Picked, StopCause};
 use crate::liveness::{self, Freeze, Limits};
 use crate::placement::Unplaced;
 use crate::rollout;
@@ -26,6 +27,8 @@ use crate::world::{Container, Machine, Now, Observed, Readiness, Replica, World}
 pub struct Plan {
     /// Told to stop now.
     pub stop: Vec<(ReplicaId, StopCause)>,
+    /// Of those that stop, why these and not others.
+    pub picked: BTreeMap<ReplicaId, Picked>,
     /// Need a machine now.
     pub start: Vec<Start>,
     /// Stateful replicas that stop as soon as there is room for them elsewhere.
@@ -96,6 +99,8 @@ pub enum WaitReason {
     Ready { replica_id: ReplicaId },
     /// The rollout or drain goes on when this ordinal is back.
     Ordinal { ordinal: u32 },
+    /// It would stop with many others, and nobody asked for that.
+    Held,
     /// Its rollout was paused.
     Paused { rollout: u64 },
     /// Its container allows no drain to take a replica away.
@@ -368,6 +373,9 @@ impl fmt::Display for WaitReason {
             }
             Self::Ready { replica_id } => write!(f, "replica {replica_id} to be ready"),
             Self::Ordinal { ordinal } => write!(f, "ordinal {ordinal} to run and be ready"),
+            Self::Held => {
+                f.write_str("the release of its stop: too many would stop that nobody asked to stop")
+            }
             Self::Paused { rollout } => write!(f, "rollout {rollout} to be resumed: it is paused"),
             Self::Budget { container } => write!(
                 f,
@@ -410,6 +418,10 @@ impl WaitReason {
             }
             Self::Ready { replica_id } => format!("see why replica {replica_id} is not ready"),
             Self::Ordinal { ordinal } => format!("see why ordinal {ordinal} is not ready"),
+            Self::Held => {
+                "report this as a fault of Berth; if the stops are right, let them happen: berth release"
+                    .into()
+            }
             Self::Paused { .. } => "resume the rollout, or undo it: berth rollout".into(),
             Self::Budget { container } => format!(
                 "raise disruptionBudget.maxUnavailable of container {container}; or give the drain a deadline"

@@ -121,6 +121,10 @@ fn cluster_routes() -> Router<Api> {
         .route("/clusters/{cluster}/repack-plan", get(plans::repack))
         .route("/clusters/{cluster}/tokens/rotate", post(clusters::rotate_token))
         .route("/clusters/{cluster}/tokens/revoke", post(clusters::revoke_tokens))
+        .route(
+            "/clusters/{cluster}/held-stops/release",
+            post(clusters::release_stops),
+        )
         .route("/clusters/{cluster}/replicas", get(operator::list_replicas))
         .route(
             "/clusters/{cluster}/explain/{subject}/{id}",

@@ -32,7 +32,7 @@ use berth_api::units::{Bytes, Cpu};
 use imbl::OrdSet;
 use serde::{Deserialize, Serialize};
 
-use crate::entry::{Entry, MachineHealthState, StopCause, TokenDigest, TokenKind};
+use crate::entry::{Entry, MachineHealthState, Picked, StopCause, TokenDigest, TokenKind};
 use crate::placement::Chosen;
 
 pub use apply::ApplyError;
@@ -70,6 +70,25 @@ pub struct World {
     pub(crate) wishes: BTreeMap<GroupId, Wish>,
     #[serde(default, skip_serializing_if = "KeptWrites::is_empty")]
     pub(crate) kept: KeptWrites,
+    /// Since when nothing moves off silent machines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) frozen_since: Option<Timestamp>,
+    /// Stops that nobody asked for and that are not done: see [`crate::guard`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) held_stops: Option<HeldStops>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) stops_released_until: Option<Timestamp>,
+    /// When ready replicas were stopped that nobody asked to stop, lately.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) unasked_stops: Vec<Timestamp>,
+}
+
+/// Stops that the guard holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldStops {
+    pub since: Timestamp,
+    /// As it was then.
+    pub count: u32,
 }
 
 /// How many machines a capacity group should have by the last decision, and what that decision must remember; see
@@ -192,6 +211,9 @@ pub struct Replica {
 #[serde(rename_all = "camelCase")]
 pub struct Stopping {
     pub cause: StopCause,
+    /// Where several could have been stopped: why this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub picked: Option<Picked>,
     pub since: Timestamp,
     /// (epoch, generation) of the first set that says so. A node that accepted it and lists the replica no more has
     /// nothing left of it.
@@ -331,6 +353,18 @@ impl World {
     #[must_use]
     pub fn events(&self) -> &Events {
         &self.events
+    }
+
+    /// Since when nothing moves off silent machines; none while that is not so.
+    #[must_use]
+    pub fn frozen_since(&self) -> Option<Timestamp> {
+        self.frozen_since
+    }
+
+    /// Stops that the mass-stop guard holds.
+    #[must_use]
+    pub fn held_stops(&self) -> Option<HeldStops> {
+        self.held_stops
     }
 
     /// Writes that were done under an idempotency key.

@@ -24,6 +24,7 @@ const PURE: &[&str] = &[
     "scheduler/src/entry.rs",
     "scheduler/src/explain.rs",
     "scheduler/src/explain",
+    "scheduler/src/guard.rs",
     "scheduler/src/liveness.rs",
     "scheduler/src/placement.rs",
     "scheduler/src/placement",

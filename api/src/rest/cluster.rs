@@ -88,6 +88,31 @@ pub struct GetClusterReply {
     pub container_count: u64,
     pub capacity: ClusterCapacity,
     pub created_at: Timestamp,
+    /// Berth's addition: nothing moves, because too many machines are unhealthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<FreezeView>,
+    /// Berth's addition: stops that nobody asked for and that wait for their release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_stops: Option<HeldStopsView>,
+}
+
+/// A freeze that holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct FreezeView {
+    pub since: Timestamp,
+    pub unhealthy_machines: u32,
+    pub total_machines: u32,
+}
+
+/// Stops that are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct HeldStopsView {
+    pub since: Timestamp,
+    /// As it was then.
+    pub count: u32,
 }
 
 /// Which of a cluster's tokens.

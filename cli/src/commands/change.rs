@@ -54,6 +54,13 @@ pub(crate) struct NameArgs {
     name: String,
 }
 
+/// Lets the stops happen that the mass-stop guard holds.
+pub(crate) async fn release(session: &Session) -> Result<(), Failure> {
+    let path = ["clusters", session.cluster()?, "held-stops", "release"];
+    session.client.post::<Success>(&path, None::<&Value>).await?;
+    output::line("what was held stops now; for ten minutes nothing is held")
+}
+
 /// Start or stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Run {

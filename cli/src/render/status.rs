@@ -108,6 +108,23 @@ impl Drawing<'_> {
                 .join(dot)
             )
         )];
+        if let Some(freeze) = &cluster.freeze {
+            let text = format!(
+                "frozen for {}: {} of {} machines are unhealthy, so nothing moves",
+                duration(self.now.since(freeze.since)),
+                freeze.unhealthy_machines,
+                freeze.total_machines
+            );
+            lines.push(self.paint(Paint::Bad, &text));
+        }
+        if let Some(held) = &cluster.held_stops {
+            let text = format!(
+                "{} stops are held for {}: nobody has asked for them; to let them happen: berth release",
+                held.count,
+                duration(self.now.since(held.since))
+            );
+            lines.push(self.paint(Paint::Bad, &text));
+        }
         for group in &cluster.capacity_groups {
             let count = it
                 .machines

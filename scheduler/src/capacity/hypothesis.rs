@@ -186,6 +186,8 @@ impl<'a> Hypothesis<'a> {
         world.apply(&Entry::ReplicaStopping {
             replica_id: id.clone(),
             cause: StopCause::MachineDraining,
+            picked: None,
+            unasked: false,
             at,
         });
         world.apply(&Entry::ReplicaGone {

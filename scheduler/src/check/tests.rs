@@ -308,6 +308,8 @@ fn stops_and_ends_out_of_turn_are_named() {
     let stop = Entry::ReplicaStopping {
         replica_id: replica_id.clone(),
         cause,
+        picked: None,
+        unasked: false,
         at,
     };
     let gone = Entry::ReplicaGone { replica_id, at };

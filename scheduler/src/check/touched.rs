@@ -107,7 +107,7 @@ impl<'a> Overlay<'a> {
             Entry::RolloutProven { .. } | Entry::RolloutStalled { .. } | Entry::RolloutCompleted { .. } => {
                 self.rollout(entry)?;
             }
-            Entry::EventRecorded { .. } => {}
+            Entry::EventRecorded { .. } | Entry::StopsHeld { .. } | Entry::FreezeChanged { .. } => {}
             Entry::ClusterCreated { .. }
             | Entry::ClusterDeleted { .. }
             | Entry::GroupsChanged { .. }
@@ -122,6 +122,7 @@ impl<'a> Overlay<'a> {
             | Entry::ContainerStopped { .. }
             | Entry::ContainerStarted { .. }
             | Entry::ContainerDeleted { .. }
+            | Entry::StopsReleased { .. }
             | Entry::RolloutPaused { .. }
             | Entry::RolloutResumed { .. }
             | Entry::EpochStarted { .. }

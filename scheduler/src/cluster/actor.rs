@@ -19,7 +19,7 @@ use tracing::{Instrument as _, Span, error, info, warn};
 use super::draft::Memory;
 use super::{ClusterHandle, Directory, Draft, MAILBOX_MAX, Mesh, Published};
 use crate::autoscale;
-use crate::check::check;
+use crate::check::{check, check_reported};
 use crate::decide::{Decision, Report, decide};
 use crate::entry::{Entry, RecordError};
 use crate::link::Sessions;
@@ -462,7 +462,15 @@ impl Actor {
         if decision.entries.is_empty() {
             return Some(decision);
         }
-        let violations = check(world, &decision.entries);
+        let mut violations = check(world, &decision.entries);
+        let limits = &self.config.limits;
+        violations.extend(check_reported(
+            world,
+            &self.observed,
+            limits,
+            now,
+            &decision.entries,
+        ));
         for violation in &violations {
             error!(cluster_id = %self.cluster, error = %violation,
                 "the decision breaks a rule and is not taken");

@@ -12,6 +12,7 @@ use berth_api::validate::{Fault, Faults};
 
 use super::{Draft, Put};
 use crate::entry::{Entry, Removal, RolloutTurned, TokenDigest, TokenKind};
+use crate::guard;
 use crate::refusal::{Class, Refused};
 use crate::rollout;
 use crate::world::RolloutTurn;
@@ -185,6 +186,19 @@ impl Draft<'_> {
             reason: None,
             at,
         }))
+    }
+
+    /// Lets the stops happen that the mass-stop guard holds, and all others for a while.
+    ///
+    /// # Errors
+    /// When the entry contradicts the world, which it never does.
+    pub fn release_stops(&mut self) -> Result<(), Refused> {
+        if self.world().held_stops().is_none() {
+            return Ok(());
+        }
+        let at = self.now.wall;
+        let until = at.plus(guard::RELEASE);
+        self.append(Entry::StopsReleased { until, at })
     }
 
     /// Sets all capacity groups. A group that machines or containers belong to stays.

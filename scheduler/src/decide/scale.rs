@@ -154,6 +154,8 @@ fn a_decision_costs_little_when_little_happens() {
     world.apply(&Entry::ReplicaStopping {
         replica_id: replica_id.clone(),
         cause: StopCause::Updated,
+        picked: None,
+        unasked: false,
         at,
     });
     let mut observed = observed;

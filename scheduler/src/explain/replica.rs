@@ -116,7 +116,14 @@ impl Context<'_> {
     fn summary(&self, replica: &Replica, report: Option<&ReplicaStatus>) -> String {
         let id = &replica.machine_id;
         if let Some(stopping) = &replica.stopping {
-            return format!("it stops because {}", stopping.cause);
+            let picked = stopping
+                .picked
+                .map(|picked| format!("; this one because {picked}"));
+            return format!(
+                "it stops because {}{}",
+                stopping.cause,
+                picked.unwrap_or_default()
+            );
         }
         let is_silent = self
             .world

@@ -8,7 +8,7 @@
 use berth_api::time::Timestamp;
 
 use super::{Context, Plan, Purpose, Start, WaitReason};
-use crate::entry::StopCause;
+use crate::entry::{Picked, StopCause};
 use crate::world::Replica;
 
 pub(super) fn plan(context: &Context<'_>) -> Plan {
@@ -40,6 +40,8 @@ fn scale_down(context: &Context<'_>, wanted: u32, plan: &mut Plan) {
         return;
     }
     if let Some(highest) = beyond().max_by_key(|replica| replica.ordinal) {
+        plan.picked
+            .insert(highest.replica_id.clone(), Picked::HighestOrdinal);
         plan.stop
             .push((highest.replica_id.clone(), StopCause::ScaledDown));
     }

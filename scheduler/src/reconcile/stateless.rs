@@ -6,13 +6,16 @@
 //! - *leaving*: outdated, on a draining machine, or squeezed and being replaced. A replacement comes first, and one leaves for each that is ready; those
 //!   that certainly serve nothing leave at once, and so do those on a machine whose drain is over its deadline. A rollout goes
 //!   one at a time, a drain all at once.
-//! - *staying*: the rest. When there are too many, those that are not ready go first, then squeezed ones, then the newest.
+//! - *staying*: the rest. When there are too many, those that are not ready go first, then squeezed ones, then the newest; of
+//!   a scaled container half of them at a time.
 //!
 //! A squeezed replica may be replaced by a whole one ([`Plan::relieve`]), one at a time and only when everything else is at
 //! rest. While its replacement comes up it is leaving.
 
+use berth_api::container::Scale;
+
 use super::{Context, Plan, Purpose, Start, WaitReason};
-use crate::entry::StopCause;
+use crate::entry::{Picked, StopCause};
 use crate::world::{Readiness, Replica};
 
 pub(super) fn plan(context: &Context<'_>) -> Plan {
@@ -32,7 +35,10 @@ pub(super) fn plan(context: &Context<'_>) -> Plan {
         let is_squeezed = replica.granted.is_some();
         (context.readiness(replica), is_squeezed, replica.sequence)
     });
-    for excess in staying.split_off(staying.len().min(wanted)) {
+    let live = staying.len() + leaving.len() + lost.len();
+    for excess in staying.split_off(staying.len().min(wanted).max(paced(context, staying.len(), live))) {
+        plan.picked
+            .insert(excess.replica_id.clone(), picked(context, excess));
         plan.stop.push((excess.replica_id.clone(), StopCause::ScaledDown));
     }
     retire(context, wanted, &staying, &mut leaving, &mut plan);
@@ -69,6 +75,12 @@ pub(super) fn plan(context: &Context<'_>) -> Plan {
         plan.make_room = make_room(context, wanted, &staying, &leaving);
     }
     waits(context, &staying, &leaving, &mut plan);
+    squeezed(context, wanted, staying, &mut plan);
+    plan
+}
+
+/// Who has less than it desires, and which of them is to be relieved.
+fn squeezed(context: &Context<'_>, wanted: usize, staying: Vec<&Replica>, plan: &mut Plan) {
     let is_at_rest = context.freeze.is_none()
         && plan.stop.is_empty()
         && staying.len() == wanted
@@ -87,7 +99,28 @@ pub(super) fn plan(context: &Context<'_>) -> Plan {
         .into_iter()
         .map(|replica| replica.replica_id.clone())
         .collect();
-    plan
+}
+
+/// How many of `staying` a scaled container keeps for now: at most half of what it has stops at a time, so that wrong
+/// readings cannot take a service away at once.
+fn paced(context: &Context<'_>, staying: usize, live: usize) -> usize {
+    match context.container.spec.scale {
+        Scale::Replicas(_) => 0,
+        Scale::Autoscaling(_) => {
+            let may_stop = live.saturating_sub(context.replicas.len().div_ceil(2));
+            staying.saturating_sub(may_stop)
+        }
+    }
+}
+
+fn picked(context: &Context<'_>, replica: &Replica) -> Picked {
+    if !context.is_ready(replica) {
+        Picked::NotReady
+    } else if replica.granted.is_some() {
+        Picked::Squeezed
+    } else {
+        Picked::Newest
+    }
 }
 
 /// Another one has come in its stead.

@@ -131,7 +131,7 @@ async fn ensure_token(api: &Api, handle: &ClusterHandle, kind: TokenKind) -> Res
 }
 
 pub(super) async fn get(Manager(cluster): Manager) -> Json<GetClusterReply> {
-    Json(view::cluster(&cluster.world()))
+    Json(view::cluster(&cluster.world(), &cluster.report()))
 }
 
 pub(super) async fn update(
@@ -198,4 +198,9 @@ pub(super) async fn revoke_tokens(
 ) -> Result<Response, ApiError> {
     let kind = kind_in(&value)?;
     act(&cluster, once, move |draft| draft.revoke_tokens(kind)).await
+}
+
+/// Berth's own: lets the stops happen that the mass-stop guard holds.
+pub(super) async fn release_stops(Manager(cluster): Manager, Bare(once): Bare) -> Result<Response, ApiError> {
+    act(&cluster, once, |draft| draft.release_stops()).await
 }

@@ -61,6 +61,8 @@ pub(super) async fn metrics(State(api): State<Api>) -> impl IntoResponse {
         census.clusters += 1;
         census.machines += count(world.machines().len());
         census.replicas += count(world.replicas().len());
+        census.frozen += i64::from(world.frozen_since().is_some());
+        census.holding += i64::from(world.held_stops().is_some());
         census.sessions += count(cluster.sessions().count());
     }
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";

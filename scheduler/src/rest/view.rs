@@ -3,7 +3,9 @@
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
 use berth_api::replica::WireReplicaStatus;
 use berth_api::replica::{ReplicaStatus, Wait};
-use berth_api::rest::cluster::{BytesAggregate, ClusterCapacity, CpuAggregate, GetClusterReply};
+use berth_api::rest::cluster::{
+    BytesAggregate, ClusterCapacity, CpuAggregate, FreezeView, GetClusterReply, HeldStopsView,
+};
 use berth_api::rest::container::{
     ContainerConfig, ContainerState, ContainerStatus, ContainerSummary, GetContainerReply, ReplicaInfo,
 };
@@ -16,6 +18,7 @@ use berth_api::rest::rollout::RolloutPhase;
 use berth_api::time::Timestamp;
 use berth_api::units::{Bytes, Cpu};
 
+use crate::decide::Report;
 use crate::entry::MachineHealthState;
 use crate::reconcile::Squeeze;
 use crate::rollout;
@@ -34,7 +37,7 @@ pub(super) fn declared(world: &World) -> impl Iterator<Item = &Container> {
         .filter(|container| container.deleted_since.is_none())
 }
 
-pub(super) fn cluster(world: &World) -> GetClusterReply {
+pub(super) fn cluster(world: &World, report: &Report) -> GetClusterReply {
     let spec = world.spec();
     GetClusterReply {
         cluster_id: spec.cluster_id.clone(),
@@ -46,6 +49,15 @@ pub(super) fn cluster(world: &World) -> GetClusterReply {
         container_count: count(declared(world).count()),
         capacity: capacity(world),
         created_at: world.created_at(),
+        freeze: report.freeze.map(|freeze| FreezeView {
+            since: world.frozen_since().unwrap_or_else(|| world.created_at()),
+            unhealthy_machines: freeze.unhealthy,
+            total_machines: freeze.total,
+        }),
+        held_stops: world.held_stops().map(|held| HeldStopsView {
+            since: held.since,
+            count: held.count,
+        }),
     }
 }
 

@@ -13,12 +13,13 @@ use imbl::OrdSet;
 
 use super::replicas::Replicas;
 use super::{
-    Allocated, Container, Events, KeptWrites, Machine, Map, Replica, Rollout, RolloutCause, Stopping, Wish,
-    World,
+    Allocated, Container, Events, HeldStops, KeptWrites, Machine, Map, Replica, Rollout, RolloutCause,
+    Stopping, Wish, World,
 };
 use crate::entry::{
-    CapacityWish, ContainerScaled, Entry, MachineHealthState, Placed, Removal, StopCause, TokenKind,
+    CapacityWish, ContainerScaled, Entry, MachineHealthState, Picked, Placed, Removal, StopCause, TokenKind,
 };
+use crate::guard;
 
 /// First and last host number of a replica's address in its machine's /24: the network, the gateway and the broadcast
 /// address are taken.
@@ -105,6 +106,10 @@ impl World {
             events: Events::default(),
             wishes: BTreeMap::new(),
             kept: KeptWrites::default(),
+            frozen_since: None,
+            held_stops: None,
+            stops_released_until: None,
+            unasked_stops: vec![],
         })
     }
 
@@ -181,10 +186,18 @@ impl World {
             Entry::ReplicaStopping {
                 replica_id,
                 cause,
+                picked,
+                unasked,
                 at,
             } => {
-                self.replica_stopping(replica_id, *cause, *at)?;
+                self.replica_stopping(replica_id, *cause, *picked, *at)?;
+                self.note_unasked(*unasked, *at);
             }
+            Entry::StopsHeld { count, at } => self.hold_stops(*count, *at),
+            Entry::StopsReleased { until, .. } => {
+                (self.held_stops, self.stops_released_until) = (None, Some(*until));
+            }
+            Entry::FreezeChanged { is_frozen, at, .. } => self.frozen_since = is_frozen.then_some(*at),
             Entry::ReplicaGone { replica_id, .. } => self.replica_gone(replica_id)?,
             Entry::CapacityWished(wish) => self.capacity_wished(wish)?,
             Entry::ContainerScaled(scaled) => self.container_scaled(scaled)?,
@@ -226,6 +239,18 @@ impl World {
             _ => unreachable!("{entry:?} is not about a machine"),
         }
         Ok(())
+    }
+
+    fn hold_stops(&mut self, count: u32, since: Timestamp) {
+        self.held_stops = (count > 0).then_some(HeldStops { since, count });
+    }
+
+    fn note_unasked(&mut self, is_unasked: bool, at: Timestamp) {
+        if is_unasked {
+            self.unasked_stops
+                .retain(|stopped| at.since(*stopped) < guard::WINDOW);
+            self.unasked_stops.push(at);
+        }
     }
 
     fn machine_mut(&mut self, id: &MachineId) -> Result<&mut Machine, ApplyError> {
@@ -520,6 +545,7 @@ impl World {
         &mut self,
         id: &ReplicaId,
         cause: StopCause,
+        picked: Option<Picked>,
         at: Timestamp,
     ) -> Result<(), ApplyError> {
         let replica = self
@@ -531,6 +557,7 @@ impl World {
         let machine_id = replica.machine_id.clone();
         let stopping = Stopping {
             cause,
+            picked,
             since: at,
             epoch: self.epoch,
             generation: self.advance(&machine_id),

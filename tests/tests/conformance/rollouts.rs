@@ -195,8 +195,40 @@ async fn after_a_rollback_the_declaration_stays_and_the_container_fails() -> any
     assert_eq!(set.patch(json!({"image": "app:bad"})).await?, 200);
     assert_eq!(set.get().await?["rollout"]["id"], 3);
     assert_eq!(set.post("undo").await?.0, 200);
-    let kept = set.until_phase(4, "completed").await?;
-    assert_eq!((&kept["image"], &kept["status"]), (&good, &json!("running")));
+    set.until_phase(4, "completed").await?;
+    until("what runs to be what is declared", || async {
+        set.beat(|_| false).await?;
+        let kept = set.get().await?;
+        Ok((kept["image"] == good && kept["status"] == "running").then_some(()))
+    })
+    .await?;
+    set.stage.stop().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_is_held_and_the_release_of_it_changes_nothing() -> anyhow::Result<()> {
+    let set = Set::up().await?;
+    let cluster = "/clusters/acme%2Fprod%2Fcompute";
+    let (status, before, headers) = set.stage.request("GET", cluster, &set.management, None).await?;
+    assert_eq!(status, 200);
+    assert_eq!((before.get("heldStops"), before.get("freeze")), (None, None));
+    let path = format!("{cluster}/held-stops/release");
+    let (status, reply, _) = set.stage.request("POST", &path, &set.management, None).await?;
+    assert_eq!((status, reply), (200, json!({"success": true})));
+    let (status, ..) = set.stage.request("POST", &path, &set.machine, None).await?;
+    assert_eq!(status, 403, "a machine may not");
+    let elsewhere = "/clusters/acme%2Fother/held-stops/release";
+    let (status, ..) = set
+        .stage
+        .request("POST", elsewhere, &set.stage.platform, None)
+        .await?;
+    assert_eq!(status, 404);
+    let (_, _, after) = set.stage.request("GET", cluster, &set.management, None).await?;
+    assert_eq!(
+        headers["berth-revision"], after["berth-revision"],
+        "nothing was written"
+    );
     set.stage.stop().await;
     Ok(())
 }

@@ -469,6 +469,12 @@ pub(in crate::rest) const OPERATIONS: &[Operation] = &[
     },
     act(
         "POST",
+        "/clusters/{cluster}/held-stops/release",
+        "release_stops",
+        "Lets stops happen that nobody has asked for and that are held",
+    ),
+    act(
+        "POST",
         "/clusters/{cluster}/containers/{container}/rollout/pause",
         "pause_rollout",
         "Lets the rollout of a container start and stop nothing",
