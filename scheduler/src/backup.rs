@@ -22,6 +22,7 @@ use rusqlite::Connection;
 use crate::cluster::{LoadError, Loaded};
 use crate::config::{Config, StoreChoice};
 use crate::entry::Entry;
+use crate::store::crash;
 use crate::store::{Etcd, History, Reading, Sqlite, Store, StoreError};
 
 /// Files of the data directory that a backup holds, and their modes. Retired keys of platform tokens come on top.
@@ -123,10 +124,14 @@ pub async fn backup(config: &Config, file: &Path) -> Result<Summary, BackupError
         }
     };
     drop(target);
+    crash::point("backup.copied");
     summary.keys = write_keys(&unfinished, &config.data_dir)?;
+    crash::point("backup.keys");
     sync(&unfinished)?;
+    crash::point("backup.synced");
     // Unlike a rename, a link never replaces what somebody else has put there meanwhile.
     std::fs::hard_link(&unfinished, file).map_err(at("make", file))?;
+    crash::point("backup.linked");
     sync(&parent(file))?;
     Ok(summary)
 }
@@ -155,9 +160,12 @@ pub async fn restore(config: &Config, file: &Path) -> Result<Summary, BackupErro
             let target = Sqlite::open(&unfinished)?;
             let summary = fill(&target, &source).await?;
             drop(target);
+            crash::point("restore.filled");
             put_keys(&config.data_dir, &keys)?;
+            crash::point("restore.keys");
             sync(&unfinished)?;
             std::fs::hard_link(&unfinished, &path).map_err(at("make", &path))?;
+            crash::point("restore.linked");
             summary
         }
         StoreChoice::Etcd(_) => {
@@ -362,6 +370,7 @@ fn put_keys(data_dir: &Path, keys: &Keys) -> Result<(), BackupError> {
                 .open(&unfinished)?;
             std::io::Write::write_all(&mut file, content)?;
             file.sync_all()?;
+            crash::point("restore.key");
             std::fs::rename(&unfinished, &path)
         };
         write().map_err(at("write", &path))?;

@@ -12,6 +12,7 @@
 //! [`Sqlite`] is the default, [`Etcd`] the choice for high availability; [`Memory`] serves tests. Every operation is
 //! asynchronous and guarded by (cluster, expected next sequence number).
 
+pub(crate) mod crash;
 mod etcd;
 mod memory;
 mod sqlite;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use berth_api::id::ClusterId;
 use futures::future::BoxFuture;
 
+pub use crash::{CRASH_AT, POINTS as CRASH_POINTS};
 pub(crate) use etcd::cluster_of_segment;
 #[cfg(test)]
 pub(crate) use etcd::fixture;

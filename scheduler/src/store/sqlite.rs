@@ -16,6 +16,7 @@ use futures::future::BoxFuture;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _};
 use tokio::sync::{mpsc, oneshot};
 
+use super::crash;
 use super::writer::{Change, Command, engine, run};
 use super::{Head, History, Row, Snapshot, SnapshotRow, Store, StoreError, verify};
 
@@ -60,9 +61,12 @@ impl Sqlite {
     /// When another process has it, a newer program wrote it, or anything in it fails verification.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let lock = take_lock(path)?;
+        crash::point("open.locked");
         if path.exists() {
+            roll_back(path)?;
             verify_all(path)?;
         }
+        crash::point("open.verified");
         let connection = open_writer(path)?;
         let (commands, queue) = mpsc::channel(QUEUE_MAX);
         let writer = std::thread::Builder::new()
@@ -86,7 +90,9 @@ impl Sqlite {
             reply,
         };
         let commands = self.commands.as_ref().ok_or(StoreError::Closed)?;
+        crash::point("queue.before");
         commands.send(command).await.map_err(|_| StoreError::Closed)?;
+        crash::point("queue.after");
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
@@ -266,7 +272,11 @@ fn open_writer(path: &Path) -> Result<Connection, StoreError> {
             |row| row.get(0),
         )?;
         if known == 0 {
-            connection.execute_batch(&format!("BEGIN; {SCHEMA} COMMIT;"))?;
+            crash::point("schema.before");
+            connection.execute_batch(&format!("BEGIN; {SCHEMA}"))?;
+            crash::point("schema.within");
+            connection.execute_batch("COMMIT;")?;
+            crash::point("schema.after");
         }
         Ok(())
     };
@@ -284,6 +294,24 @@ fn open_reader(path: &Path) -> Result<Connection, StoreError> {
         .busy_timeout(BUSY_TIMEOUT)
         .map_err(engine("set a time-out"))?;
     Ok(connection)
+}
+
+/// A process that ended while it made the file may have left a journal of the time before the write-ahead log, which no
+/// reader may roll back. Nothing had been acknowledged then.
+fn roll_back(path: &Path) -> Result<(), StoreError> {
+    let mut journal = path.as_os_str().to_owned();
+    journal.push("-journal");
+    if !Path::new(&journal).exists() {
+        return Ok(());
+    }
+    let connection = Connection::open(path).map_err(engine("open the store"))?;
+    connection
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| {
+            row.get::<_, i64>(0)
+        })
+        .map(drop)
+        .map_err(engine("roll back what was begun"))
+        .map_err(|error| named(error, path))
 }
 
 /// Verifies the whole file without the right to write to it.

@@ -7,6 +7,7 @@ use berth_api::id::ClusterId;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use tokio::sync::{mpsc, oneshot};
 
+use super::crash;
 use super::memory::fence;
 use super::sqlite::named;
 use super::{Head, Snapshot, SnapshotRow, StoreError, chain};
@@ -56,7 +57,9 @@ pub(super) fn run(mut connection: Connection, mut commands: mpsc::Receiver<Comma
         for (reply, outcome) in replies.into_iter().zip(outcomes) {
             // The caller may have gone away; what it asked for is done all the same.
             drop(reply.send(outcome));
+            crash::point("answer.first");
         }
+        crash::point("answer.last");
     }
 }
 
@@ -65,9 +68,11 @@ fn commit(
     connection: &mut Connection,
     changes: Vec<(ClusterId, u64, Change)>,
 ) -> Result<Vec<Result<u64, StoreError>>, StoreError> {
+    crash::point("commit.before-begin");
     let transaction = connection
         .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
         .map_err(engine("begin a transaction"))?;
+    crash::point("commit.begun");
     let mut outcomes = Vec::with_capacity(changes.len());
     for (cluster, expected, change) in changes {
         match apply(&transaction, &cluster, expected, change) {
@@ -75,7 +80,9 @@ fn commit(
             outcome => outcomes.push(outcome),
         }
     }
+    crash::point("commit.before");
     transaction.commit().map_err(engine("commit a transaction"))?;
+    crash::point("commit.after");
     Ok(outcomes)
 }
 
@@ -135,6 +142,7 @@ fn append(
                 "INSERT INTO cluster (id, next_seq, crc) VALUES (?1, 1, 0)",
                 [cluster.as_str()],
             )?;
+            crash::point("append.cluster");
             transaction.last_insert_rowid()
         }
     };
@@ -144,10 +152,12 @@ fn append(
         head.crc = chain(head.crc, head.next_seq, payload);
         insert.execute(params![num, head.next_seq, head.crc, payload])?;
         head.next_seq += 1;
+        crash::point("append.record");
     }
     transaction
         .prepare_cached("UPDATE cluster SET next_seq = ?2, crc = ?3 WHERE num = ?1")?
         .execute(params![num, head.next_seq, head.crc])?;
+    crash::point("append.head");
     Ok(head.next_seq)
 }
 
@@ -161,6 +171,7 @@ fn begin(
         "INSERT INTO cluster (id, next_seq, crc) VALUES (?1, ?2, ?3)",
         params![cluster.as_str(), next_seq, snapshot.chain],
     )?;
+    crash::point("begin.cluster");
     transaction.execute(
         "INSERT INTO snapshot (cluster, seq, chain, crc, payload) VALUES (?1, ?2, ?3, ?4, ?5)",
         params![
@@ -171,6 +182,7 @@ fn begin(
             snapshot.payload
         ],
     )?;
+    crash::point("begin.snapshot");
     Ok(next_seq)
 }
 
@@ -185,11 +197,13 @@ fn keep_snapshot(
         "INSERT OR REPLACE INTO snapshot (cluster, seq, chain, crc, payload) VALUES (?1, ?2, ?3, ?4, ?5)",
         params![num, snapshot.seq, head.crc, crc, snapshot.payload],
     )?;
+    crash::point("snapshot.kept");
     transaction.execute(
         "DELETE FROM snapshot WHERE cluster = ?1 AND seq NOT IN
              (SELECT seq FROM snapshot WHERE cluster = ?1 ORDER BY seq DESC LIMIT 2)",
         [num],
     )?;
+    crash::point("snapshot.older-dropped");
     let (count, oldest): (u64, u64) = transaction.query_row(
         "SELECT count(*), min(seq) FROM snapshot WHERE cluster = ?1",
         [num],
@@ -200,14 +214,18 @@ fn keep_snapshot(
             "DELETE FROM record WHERE cluster = ?1 AND seq <= ?2",
             params![num, oldest],
         )?;
+        crash::point("snapshot.log-trimmed");
     }
     Ok(())
 }
 
 fn forget(transaction: &Transaction<'_>, num: i64) -> Result<(), rusqlite::Error> {
     transaction.execute("DELETE FROM record WHERE cluster = ?1", [num])?;
+    crash::point("delete.records");
     transaction.execute("DELETE FROM snapshot WHERE cluster = ?1", [num])?;
+    crash::point("delete.snapshots");
     transaction.execute("DELETE FROM cluster WHERE num = ?1", [num])?;
+    crash::point("delete.cluster");
     Ok(())
 }
 

@@ -3,10 +3,13 @@
 //! A power cut: the store lies on ext4 on a loop device. The process that writes to it is stopped at some moment, and the
 //! bytes that ext4 had given to the device until then are copied: what was written and not flushed is not among them. The
 //! copy is mounted, which replays the journal of ext4 as after a real cut, and the store is opened on it. It must open,
-//! and every record whose append had returned must be there. `BERTH_POWER_CUTS=200` makes 200 cuts instead of 12.
+//! and every record whose append had returned must be there. `BERTH_POWER_CUTS=200` makes 200 cuts instead of 12. Those cuts
+//! come by chance; [`points`] ends the process at each place of a list.
 
 #![expect(clippy::unwrap_used, reason = "a broken step ends the test with its place")]
 #![expect(clippy::print_stderr, reason = "a skipped test says so")]
+
+mod points;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
