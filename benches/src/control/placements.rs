@@ -39,6 +39,13 @@ pub(crate) async fn measure(context: &Context, figures: &mut Figures) -> anyhow:
         Some(1.0),
     );
     figures.add(
+        "place_sqlite_cpu_s",
+        "the same, processor time, all preparations inside",
+        "s",
+        cpu / f64::from(u32::try_from(RUNS)?),
+        None,
+    );
+    figures.add(
         "raw_20000_sqlite_s",
         "as many records, store alone",
         "s",
