@@ -37,8 +37,8 @@ bench-control: setup-build ## Measure sessions, writes, placements, recovery and
 bench-placement: setup-build ## Measure placement against published results and bounds; writes docs/placement-report.md.
 	benches/placement.sh
 
-sim: setup-build ## Simulate whole clusters under faults, one run for each seed of SEEDS (0..2000).
-	SIM_SEEDS=$(SEEDS) $(CARGO) test --release --locked -p berth-tests --test simulation -- --nocapture clusters_keep
+sim: setup-build ## Simulate whole clusters under faults, one run for each seed of SEEDS (0..2000); KEEP=N,N does only these actions.
+	$(CARGO) run --release --locked --quiet -p berth-tests --bin simulate -- $(SEEDS) $(if $(KEEP),--keep $(KEEP))
 
 fuzz-api: setup-test ## Drive a scheduler by its own OpenAPI description for SECONDS (60), with invalid requests too.
 	scripts/fuzz-api.sh $(SECONDS)

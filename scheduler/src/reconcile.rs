@@ -148,14 +148,18 @@ pub fn reconcile(
     let Some(container) = world.container(name) else {
         return Plan::default();
     };
-    let context = Context {
+    // Deleted and declared anew in one step as the other kind: what the former one left is in nobody's way, and goes.
+    let (replicas, former): (Vec<&Replica>, Vec<&Replica>) = world
+        .replicas_of(name)
+        .partition(|replica| replica.ordinal.is_some() == container.spec.stateful);
+    let mut context = Context {
         world,
         observed,
         limits,
         now,
         freeze,
         container,
-        replicas: world.replicas_of(name).collect(),
+        replicas,
     };
     let mut plan = if container.wanted() == 0 {
         context.stop_all()
@@ -164,6 +168,10 @@ pub fn reconcile(
     } else {
         stateless::plan(&context)
     };
+    let left = former.iter().filter(|replica| replica.is_live());
+    plan.stop
+        .extend(left.map(|replica| (replica.replica_id.clone(), StopCause::ContainerDeleted)));
+    context.replicas.extend(former);
     context.finish(&mut plan);
     plan
 }

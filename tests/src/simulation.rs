@@ -1,30 +1,42 @@
-//! A whole cluster from one seed: the real scheduler core and the real node cores on model machines, joined by a model
-//! network, on a virtual clock.
+//! A whole cluster from one seed: the real scheduler cores and the real node cores on model machines, joined by a model
+//! network, over a model store, on a virtual clock.
 //!
 //! ```text
 //! operator (operations and faults, from the seed)
 //!     │                     network (delays, breaks, cuts; late and repeated sets)
 //!     ▼                                  │
-//! scheduler: World, decide, check ◀──────┴──────▶ node: NodeCore + ledger ──steps──▶ host: containers, processes
-//!     │ every entry                                  │ every set that is sent or taken      │ every start and end
-//!     └───────────────────────────────▶ checkers ◀───┴───────────────────────────────────────┘
+//! schedulers: World, decide, check ◀─────┴──────▶ node: NodeCore + ledger ──steps──▶ host: containers, processes
+//!     │ appends, under a fence                       │ every set that is sent or taken      │ every start and end
+//!     ▼                                              │                                      │
+//! store: log, lease ──every record──▶ checkers ◀─────┴──────────────────────────────────────┘
 //! ```
 //!
 //! One thread, one queue of events ordered by time: a seed gives the same run for ever. First operations and faults rain
 //! for a minute or two of virtual time; then all faults are mended and the cluster must come to rest.
 //!
-//! The checkers ([`checkers`]) share no code with what they check: they keep their own sums from raw entries, and look at
-//! the processes of the model machines, not at what anybody believes of them. The scheduler's actor and the node's loop are
-//! modelled here ([`scheduler`], [`node`]), because the real ones are asynchronous; they are kept as close to the real
-//! ones as their rules are written down.
+//! Randomness comes in streams: one of the cluster, one of each machine and scheduler, one of each action. So an action can
+//! be left out and the others stay what they are, which is how a failing seed is made small ([`shrink`]).
+//!
+//! The checkers ([`checkers`], [`history`]) share no code with what they check: they keep their own sums from raw entries,
+//! and look at the processes of the model machines, not at what anybody believes of them. The scheduler's actor, the store
+//! and the node's loop are modelled here, because the real ones are asynchronous; they are kept as close to the real ones as
+//! their rules are written down.
 
 mod chance;
 mod checkers;
+mod explanations;
+mod history;
 mod host;
 mod link;
 mod node;
+mod operations;
 mod operator;
+mod rest;
 mod scheduler;
+mod sessions;
+mod shrink;
+mod store;
+mod weather;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -41,7 +53,12 @@ use berth_node::replica::{Failure as StepFailure, Outcome, Step};
 use chance::Chance;
 use checkers::Checkers;
 use node::Machine;
+use operations::Client;
 use scheduler::Scheduler;
+use store::{Answer, Store};
+use weather::Weather;
+
+pub use shrink::shrink;
 
 /// The rule that a run broke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,8 +69,16 @@ pub enum Rule {
     Uniqueness,
     /// One process per replica, one writer per volume.
     SingleWriter,
-    /// Positions only rise, and a node takes only what was sent to it.
+    /// Positions only rise, one position has one set, and a node takes only what was sent to it.
     Order,
+    /// Only the present owner extends the log.
+    Fence,
+    /// What was acknowledged is in the log and in the state.
+    Durability,
+    /// Nothing is decided that was so already.
+    Doubled,
+    /// What stops has a reason, and nobody is told to be another one for nothing.
+    Restart,
     /// A process ends by itself, by a stop, by an update or by its health check.
     Silence,
     /// What is reported gone is gone.
@@ -85,12 +110,22 @@ pub enum Mutation {
     FallBack,
     /// A node takes no set after its first.
     Deaf,
+    /// The store takes what a former owner appends.
+    NoFence,
+    /// A write is answered before it is durable.
+    AnswerEarly,
+    /// A replica is stopped for a reason that is none.
+    RestartForNothing,
+    /// A replica is described in other words from time to time.
+    Reword,
 }
 
 /// How to run.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     pub mutation: Option<Mutation>,
+    /// Only these actions happen; all, when there is none.
+    pub kept: Option<Vec<u32>>,
     /// Keep the events for [`Summary::trace`] and [`Failure::trace`]; without it a failing seed is run once more.
     pub trace: Trace,
 }
@@ -111,6 +146,10 @@ pub struct Summary {
     pub starts: u64,
     pub faults: u64,
     pub operations: u64,
+    /// Times that a scheduler took the cluster, and that a former owner was refused.
+    pub takeovers: u64,
+    pub fenced: u64,
+    pub decisions: u64,
     /// Virtual time until the cluster was at rest.
     pub virtual_ms: u64,
 }
@@ -123,6 +162,9 @@ impl Summary {
         self.starts += other.starts;
         self.faults += other.faults;
         self.operations += other.operations;
+        self.takeovers += other.takeovers;
+        self.fenced += other.fenced;
+        self.decisions += other.decisions;
         self.virtual_ms += other.virtual_ms;
     }
 }
@@ -135,6 +177,8 @@ pub struct Failure {
     pub text: String,
     pub at_ms: u64,
     pub trace: Vec<String>,
+    /// The actions that happened before it.
+    pub acted: Vec<u32>,
 }
 
 impl fmt::Display for Failure {
@@ -142,22 +186,25 @@ impl fmt::Display for Failure {
         for line in &self.trace {
             writeln!(f, "{line}")?;
         }
+        let kept: Vec<String> = self.acted.iter().map(ToString::to_string).collect();
         write!(
             f,
-            "seed {} broke {:?} at {} ms: {}\nrun it alone: SIM_SEEDS={}..{} (the trace above holds its last {} events)",
+            "seed {} broke {:?} at {} ms: {}\nrun it alone: make sim SEEDS={}..{} KEEP={} (the trace above holds its last {} \
+             events)",
             self.seed,
             self.rule,
             self.at_ms,
             self.text,
             self.seed,
             self.seed + 1,
+            kept.join(","),
             self.trace.len()
         )
     }
 }
 
 /// Events kept for the trace.
-const TRACE_LEN: usize = 80;
+const TRACE_LEN: usize = 200;
 /// A run with more events than this does not come to rest.
 const EVENTS_MAX: u64 = 400_000;
 
@@ -165,22 +212,22 @@ const EVENTS_MAX: u64 = 400_000;
 ///
 /// # Errors
 /// With the rule that was broken first, and what led to it.
-pub fn run(seed: u64, options: Options) -> Result<Summary, Box<Failure>> {
+pub fn run(seed: u64, options: &Options) -> Result<Summary, Box<Failure>> {
     let outcome = run_once(seed, options);
     match (&outcome, options.trace) {
         (Err(_), Trace::Off) => run_once(
             seed,
-            Options {
+            &Options {
                 trace: Trace::On,
-                ..options
+                ..options.clone()
             },
         ),
         _ => outcome,
     }
 }
 
-fn run_once(seed: u64, options: Options) -> Result<Summary, Box<Failure>> {
-    let mut simulation = Simulation::new(seed, options);
+fn run_once(seed: u64, options: &Options) -> Result<Summary, Box<Failure>> {
+    let mut simulation = Simulation::new(seed, options.clone());
     let ended = catch_unwind(AssertUnwindSafe(|| simulation.run_to_rest()));
     if let Err(panic) = ended {
         let text = panic
@@ -198,6 +245,7 @@ fn run_once(seed: u64, options: Options) -> Result<Summary, Box<Failure>> {
             text,
             at_ms: simulation.now,
             trace: simulation.trace.into(),
+            acted: simulation.acted,
         })),
     }
 }
@@ -235,16 +283,54 @@ enum Down {
 /// Something that happens at a time. `life` names the daemon (or scheduler) that waits for it: another one does not.
 #[derive(Debug)]
 enum Event {
-    Operator,
+    Act {
+        number: u32,
+    },
+    Calm,
     Sample,
-    SchedulerStart,
+    SchedulerStart {
+        scheduler: usize,
+    },
     SchedulerStep {
+        scheduler: usize,
         life: u64,
     },
     SchedulerPeriod {
+        scheduler: usize,
         life: u64,
     },
+    /// A scheduler keeps what it owns, or takes what is free.
+    Tenure {
+        scheduler: usize,
+        life: u64,
+    },
+    Load {
+        scheduler: usize,
+        life: u64,
+    },
+    StoreArrives {
+        append: u64,
+    },
+    StoreAnswers {
+        scheduler: usize,
+        life: u64,
+        append: u64,
+        answer: Answer,
+    },
+    /// A scheduler reaches its store again.
+    StoreUp {
+        scheduler: usize,
+    },
+    /// A client asks, once more if need be.
+    Attempt {
+        client: u64,
+    },
+    Asked {
+        scheduler: usize,
+        client: u64,
+    },
     ToScheduler {
+        scheduler: usize,
         machine: usize,
         session: u64,
         message: Up,
@@ -386,47 +472,85 @@ impl Ord for Queued {
 
 /// One run.
 struct Simulation {
+    seed: u64,
     options: Options,
-    chance: Chance,
     now: u64,
     numbered: u64,
     queue: BinaryHeap<Reverse<Queued>>,
-    scheduler: Scheduler,
+    store: Store,
+    schedulers: Vec<Scheduler>,
+    last_session: u64,
+    /// The first set sent to each machine, for the mutation that repeats it.
+    former: BTreeMap<usize, (Position, Vec<u8>)>,
+    clients: BTreeMap<u64, Client>,
     machines: Vec<Machine>,
     flights: BTreeMap<u64, Flight>,
     checkers: Checkers,
-    weather: operator::Weather,
+    weather: Weather,
     summary: Summary,
+    samples: u64,
+    moves_seen: u64,
     trace: VecDeque<String>,
+    acted: Vec<u32>,
 }
 
 impl Simulation {
     fn new(seed: u64, options: Options) -> Self {
+        let has = |part: u32| options.kept.as_ref().is_none_or(|kept| kept.contains(&part));
         let mut chance = Chance::new(seed);
-        let weather = operator::Weather::new(&mut chance);
-        let machines = operator::machines(&mut chance);
+        let weather = Weather::new(&mut chance, has);
+        let machines = weather::machines(&mut chance, seed);
+        let limits = weather::limits(&mut chance);
+        let count = if chance.percent(50) {
+            1
+        } else {
+            chance.range(2..=3)
+        };
+        let schedulers: Vec<Scheduler> = (0..count)
+            .map(|index| Scheduler::new(Chance::of(seed, 2000 + index), limits))
+            .collect();
+        let plan = operator::plan(&mut chance, weather.ends_at, weather.pace_max_ms);
         let mut checkers = Checkers::default();
-        let scheduler = Scheduler::new(&machines, &mut checkers);
+        for (index, machine) in machines.iter().enumerate() {
+            checkers.hardware(machine.spec.machine_id.clone(), index, machine.usable());
+        }
+        let store = Store::new(&weather::created(), schedulers.len() > 1, &mut checkers);
+        let acted = weather::PARTS.into_iter().filter(|part| has(*part)).collect();
         let mut simulation = Self {
+            seed,
             options,
-            chance,
             now: 0,
             numbered: 0,
             queue: BinaryHeap::new(),
-            scheduler,
+            store,
+            schedulers,
+            last_session: 0,
+            former: BTreeMap::new(),
+            clients: BTreeMap::new(),
             machines,
             flights: BTreeMap::new(),
             checkers,
             weather,
             summary: Summary::default(),
+            samples: 0,
+            moves_seen: 0,
             trace: VecDeque::new(),
+            acted,
         };
-        simulation.after(0, Event::SchedulerStart);
-        for machine in 0..simulation.machines.len() {
-            let delay = simulation.chance.range(0..=2000);
-            simulation.after(delay, Event::PowerOn { machine });
+        for scheduler in 0..simulation.schedulers.len() {
+            simulation.after(chance.range(0..=500), Event::SchedulerStart { scheduler });
         }
-        simulation.after(1000, Event::Operator);
+        for machine in 0..simulation.machines.len() {
+            simulation.after(chance.range(0..=2000), Event::PowerOn { machine });
+        }
+        for (number, at) in plan.into_iter().enumerate() {
+            let number = u32::try_from(number).expect("few actions");
+            let kept = &simulation.options.kept;
+            if kept.as_ref().is_none_or(|kept| kept.contains(&number)) {
+                simulation.at(at, Event::Act { number });
+            }
+        }
+        simulation.at(simulation.weather.ends_at, Event::Calm);
         simulation.after(5000, Event::Sample);
         simulation
     }
@@ -440,13 +564,16 @@ impl Simulation {
                 self.checkers
                     .broke(Rule::Convergence, format!("{EVENTS_MAX} events and no rest"));
             }
-            self.happen(queued.event);
+            match self.paused_until(&queued.event) {
+                Some(until) if until > self.now => self.at(until, queued.event),
+                _ => self.happen(queued.event),
+            }
             if self.checkers.found.is_some() || self.weather.is_over() {
                 break;
             }
         }
         self.summary.virtual_ms = self.now;
-        self.summary.entries = u64::try_from(self.scheduler.log.len()).unwrap_or(u64::MAX);
+        self.summary.entries = u64::try_from(self.store.log.len()).unwrap_or(u64::MAX);
         self.summary.starts = self.checkers.starts;
     }
 
@@ -471,18 +598,75 @@ impl Simulation {
         self.trace.push_back(format!("{:>8} {}", self.now, line()));
     }
 
+    /// Until when the process that an event is for does nothing: the event waits for it.
+    fn paused_until(&self, event: &Event) -> Option<u64> {
+        match event {
+            Event::SchedulerStep { scheduler, .. }
+            | Event::SchedulerPeriod { scheduler, .. }
+            | Event::Tenure { scheduler, .. }
+            | Event::Load { scheduler, .. }
+            | Event::StoreAnswers { scheduler, .. }
+            | Event::Asked { scheduler, .. }
+            | Event::ToScheduler { scheduler, .. } => Some(self.schedulers[*scheduler].paused_until),
+            Event::ToNode { machine, .. }
+            | Event::Dial { machine, .. }
+            | Event::LinkCheck { machine, .. }
+            | Event::Turn { machine, .. }
+            | Event::Heartbeat { machine, .. }
+            | Event::StatusDue { machine, .. }
+            | Event::Committed { machine, .. }
+            | Event::StepEnded { machine, .. }
+            | Event::Observed { machine, .. }
+            | Event::ExitSeen { machine, .. }
+            | Event::Probe { machine, .. } => Some(self.machines[*machine].paused_until),
+            Event::Act { .. }
+            | Event::Calm
+            | Event::Sample
+            | Event::SchedulerStart { .. }
+            | Event::StoreArrives { .. }
+            | Event::StoreUp { .. }
+            | Event::Attempt { .. }
+            | Event::PowerOn { .. }
+            | Event::DaemonStart { .. }
+            | Event::Effect { .. }
+            | Event::Exit { .. }
+            | Event::RuntimeUp { .. }
+            | Event::Mend { .. } => None,
+        }
+    }
+
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Operator => self.operate(),
+            Event::Act { number } => self.act(number),
+            Event::Calm => self.calm(),
             Event::Sample => self.sample(),
-            Event::SchedulerStart => self.scheduler_start(),
-            Event::SchedulerStep { life } => self.scheduler_step(life),
-            Event::SchedulerPeriod { life } => self.scheduler_period(life),
+            Event::SchedulerStart { scheduler } => self.scheduler_start(scheduler),
+            Event::SchedulerStep { scheduler, life } => self.scheduler_step(scheduler, life),
+            Event::SchedulerPeriod { scheduler, life } => self.scheduler_period(scheduler, life),
+            Event::Tenure { scheduler, life } => self.tenure(scheduler, life),
+            Event::Load { scheduler, life } => self.load(scheduler, life),
+            Event::StoreArrives { append } => self.store_arrives(append),
+            Event::StoreAnswers {
+                scheduler,
+                life,
+                append,
+                answer,
+            } => self.store_answers(scheduler, life, append, answer),
+            Event::StoreUp { scheduler } => self.schedulers[scheduler].is_cut_off = false,
+            Event::Attempt { client } => self.attempt(client),
+            Event::Asked { scheduler, client } => self.asked(scheduler, client),
             Event::ToScheduler {
+                scheduler,
                 machine,
                 session,
                 message,
-            } => self.scheduler_hears(machine, session, message),
+            } => self.scheduler_hears(scheduler, machine, session, message),
+            other => self.happen_on_machine(other),
+        }
+    }
+
+    fn happen_on_machine(&mut self, event: Event) {
+        match event {
             Event::ToNode {
                 machine,
                 session,
@@ -538,6 +722,7 @@ impl Simulation {
             } => self.probe(machine, life, &id, run),
             Event::RuntimeUp { machine } => self.machines[machine].host.is_runtime_down = false,
             Event::Mend { machine } => self.mend(machine),
+            other => unreachable!("{other:?} is no machine's"),
         }
     }
 }

@@ -1,26 +1,18 @@
 //! Proves that whole clusters keep their rules under faults: each seed is one run of `berth_tests::simulation`.
 //!
-//! `SIM_SEEDS=a..b` runs other seeds than the default ones. A seed that once failed is kept in [`REGRESSIONS`].
+//! `make sim SEEDS=a..b` runs other seeds than these. A seed that once failed is kept in [`REGRESSIONS`], with the actions
+//! that it needs.
 
 use std::ops::Range;
 
-use berth_tests::simulation::{Failure, Mutation, Options, Rule, Summary, run};
+use berth_tests::simulation::{Failure, Mutation, Options, Rule, Summary, run, shrink};
 
 /// Seeds of the default run.
 const SEEDS: Range<u64> = 0..200;
-/// Seeds that found a fault, each with what it found.
-const REGRESSIONS: &[(u64, &str)] = &[];
+/// Seeds that found a fault, each with the actions that are needed for it and what it found.
+const REGRESSIONS: &[(u64, &[u32], &str)] = &[];
 /// A mutation must be found within this many seeds.
-const MUTATION_SEEDS: u64 = 40;
-
-fn seeds() -> Range<u64> {
-    let Ok(text) = std::env::var("SIM_SEEDS") else {
-        return SEEDS;
-    };
-    let (from, to) = text.split_once("..").expect("SIM_SEEDS is written a..b");
-    let number = |text: &str| text.trim().parse().expect("SIM_SEEDS holds two numbers");
-    number(from)..number(to)
-}
+const MUTATION_SEEDS: u64 = 60;
 
 /// Runs so many seeds side by side.
 const THREADS: usize = 2;
@@ -30,7 +22,7 @@ fn run_every(seeds: Range<u64>, first: usize) -> (Summary, Vec<Failure>) {
     let mut total = Summary::default();
     let mut failures = vec![];
     for seed in seeds.skip(first).step_by(THREADS) {
-        match run(seed, Options::default()) {
+        match run(seed, &Options::default()) {
             Ok(summary) => total.add(&summary),
             Err(failure) => failures.push(*failure),
         }
@@ -47,7 +39,7 @@ fn clusters_keep_their_rules_whatever_the_seed() {
     let mut failures = vec![];
     std::thread::scope(|scope| {
         let runs: Vec<_> = (0..THREADS)
-            .map(|first| scope.spawn(move || run_every(seeds(), first)))
+            .map(|first| scope.spawn(move || run_every(SEEDS, first)))
             .collect();
         for run in runs {
             let (summary, failed) = run.join().expect("a run that panics fails the test");
@@ -57,21 +49,28 @@ fn clusters_keep_their_rules_whatever_the_seed() {
     });
     failures.sort_by_key(|failure| failure.seed);
     println!("{total:?}");
-    for failure in &failures {
-        println!("{failure}\n");
+    for failure in failures.iter().take(2) {
+        println!("{}\n", shrink(Box::new(failure.clone()), &Options::default()));
     }
     let seeds: Vec<(u64, Rule)> = failures
         .iter()
         .map(|failure| (failure.seed, failure.rule))
         .collect();
     assert!(failures.is_empty(), "seeds that broke a rule: {seeds:?}");
-    assert!(total.starts > 0 || total.events == 0, "the runs started nothing");
+    assert!(
+        total.starts > 0 && total.faults > 0 && total.takeovers > 0 && total.fenced > 0,
+        "the runs did nothing of the kind: {total:?}"
+    );
 }
 
 #[test]
 fn seeds_that_found_a_fault_stay_green() {
-    for (seed, what) in REGRESSIONS {
-        if let Err(failure) = run(*seed, Options::default()) {
+    for (seed, kept, what) in REGRESSIONS {
+        let options = Options {
+            kept: Some(kept.to_vec()),
+            ..Options::default()
+        };
+        if let Err(failure) = run(*seed, &options) {
             panic!("{what}, again:\n{failure}");
         }
     }
@@ -80,8 +79,8 @@ fn seeds_that_found_a_fault_stay_green() {
 #[test]
 fn a_seed_gives_the_same_run_for_ever() {
     for seed in 0..3 {
-        let once = run(seed, Options::default()).map_err(|failure| failure.rule);
-        let again = run(seed, Options::default()).map_err(|failure| failure.rule);
+        let once = run(seed, &Options::default()).map_err(|failure| failure.rule);
+        let again = run(seed, &Options::default()).map_err(|failure| failure.rule);
         assert_eq!(once, again);
     }
 }
@@ -93,7 +92,7 @@ fn caught(mutation: Mutation) -> Rule {
         ..Options::default()
     };
     (0..MUTATION_SEEDS)
-        .find_map(|seed| run(seed, options).err())
+        .find_map(|seed| run(seed, &options).err())
         .unwrap_or_else(|| panic!("{mutation:?} was not noticed within {MUTATION_SEEDS} seeds"))
         .rule
 }
@@ -131,4 +130,53 @@ fn a_repeated_old_set_is_noticed() {
 #[test]
 fn a_node_that_hears_nothing_is_noticed() {
     assert_eq!(caught(Mutation::Deaf), Rule::Convergence);
+}
+
+#[test]
+fn a_store_that_takes_what_a_former_owner_appends_is_noticed() {
+    let rule = caught(Mutation::NoFence);
+    assert!(
+        matches!(rule, Rule::Fence | Rule::Doubled | Rule::Replay),
+        "{rule:?}"
+    );
+}
+
+#[test]
+fn a_write_that_is_answered_before_it_is_durable_is_noticed() {
+    assert_eq!(caught(Mutation::AnswerEarly), Rule::Durability);
+}
+
+#[test]
+fn a_stop_without_a_reason_is_noticed() {
+    assert_eq!(caught(Mutation::RestartForNothing), Rule::Restart);
+}
+
+#[test]
+fn another_word_for_the_same_replica_is_noticed() {
+    assert_eq!(caught(Mutation::Reword), Rule::Restart);
+}
+
+#[test]
+fn a_failing_seed_is_made_small() {
+    let options = Options {
+        mutation: Some(Mutation::FallBack),
+        ..Options::default()
+    };
+    let failure = (0..MUTATION_SEEDS)
+        .find_map(|seed| run(seed, &options).err())
+        .expect("it is noticed");
+    let before = failure.acted.len();
+    let least = shrink(failure, &options);
+    assert_eq!(least.rule, Rule::Order);
+    assert!(
+        least.acted.len() < before,
+        "{} of {before} actions are left",
+        least.acted.len()
+    );
+    let again = Options {
+        kept: Some(least.acted.clone()),
+        ..options
+    };
+    let rule = run(least.seed, &again).map_err(|failure| failure.rule);
+    assert_eq!(rule, Err(Rule::Order), "the small run fails by itself");
 }

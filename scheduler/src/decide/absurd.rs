@@ -8,6 +8,7 @@ use berth_api::units::{Bytes, Cpu};
 use berth_api::volume::VolumeTarget;
 use proptest::prelude::*;
 
+use crate::entry::Entry;
 use crate::fixture::{Town, machine, stateful, stateless};
 use crate::reconcile::WaitReason;
 
@@ -118,6 +119,36 @@ fn containers() -> impl Strategy<Value = Vec<ContainerSpec>> {
             )
             .collect()
     })
+}
+
+#[test]
+fn what_is_deleted_and_declared_anew_as_another_kind_leaves_nothing_behind() {
+    for to_stateful in [true, false] {
+        let mut town = Town::of(3);
+        let (before, after) = if to_stateful {
+            (stateless("api", 3), stateful("api", 2))
+        } else {
+            (stateful("api", 3), stateless("api", 2))
+        };
+        town.put(before);
+        town.settle();
+        // Both come in one batch, so no decision is made between them.
+        town.act(Entry::ContainerDeleted {
+            container: after.name.clone(),
+            at: town.now.wall,
+        });
+        let name = after.name.clone();
+        town.put(after);
+        town.settle();
+        let kinds: Vec<bool> = town
+            .world
+            .replicas_of(&name)
+            .map(|replica| replica.ordinal.is_some())
+            .collect();
+        assert_eq!(kinds, [to_stateful; 2]);
+        assert_eq!(town.ready("api"), 2);
+        town.assert_replay();
+    }
 }
 
 proptest! {

@@ -11,6 +11,12 @@ impl Chance {
         Self(seed ^ 0x5DEE_CE66_D1CE_5EED)
     }
 
+    /// A stream of its own for one part of a run: what the others draw does not change it.
+    pub(super) fn of(seed: u64, part: u64) -> Self {
+        let mut mixed = Self::new(seed ^ part.wrapping_mul(0xA24B_AED4_963E_E407));
+        Self(mixed.next())
+    }
+
     pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;

@@ -10,6 +10,7 @@ use berth_api::id::{ContainerName, MachineId, ReplicaId};
 use berth_scheduler::entry::{Entry, Placed, Removal};
 
 use super::Rule;
+use super::history::History;
 
 /// CPU in micros, memory, ephemeral storage, GPUs.
 pub(super) type Amounts = [u64; 4];
@@ -79,7 +80,11 @@ pub(super) struct Checkers {
     specs: BTreeMap<(ContainerName, u64), ContainerSpec>,
     placed: BTreeMap<ReplicaId, Held>,
     sent: BTreeMap<(usize, u64, u64), Digest>,
-    last_sent: BTreeMap<usize, (u64, u64)>,
+    /// Of each session.
+    last_sent: BTreeMap<u64, (u64, u64)>,
+    /// What each placed replica was first told to be.
+    told: BTreeMap<(usize, ReplicaId), Digest>,
+    pub(super) history: History,
     accepted: BTreeMap<usize, (Position, AssignmentSet)>,
     mandates: BTreeMap<(usize, ReplicaId), Mandate>,
 }
@@ -152,8 +157,19 @@ impl Checkers {
 
     // Entries.
 
-    pub(super) fn entry(&mut self, entry: &Entry) {
+    /// A record has become durable at `seq`.
+    pub(super) fn entry(&mut self, entry: &Entry, seq: usize) {
+        if let Err((rule, text)) = self.history.entry(entry, seq) {
+            self.broke(rule, text);
+        }
         match entry {
+            Entry::RolloutTurned(turned) => {
+                let known = self.history.declaration(&turned.container, turned.revision);
+                if let Some(spec) = known.cloned() {
+                    self.specs
+                        .insert((turned.container.clone(), turned.revision), spec);
+                }
+            }
             Entry::ContainerPut { spec, revision, .. } => {
                 self.specs
                     .insert((spec.name.clone(), *revision), (**spec).clone());
@@ -224,6 +240,13 @@ impl Checkers {
         self.fits(id, &machine_id);
     }
 
+    /// An owner has extended the log.
+    pub(super) fn appended(&mut self, fence: u64) {
+        if let Err((rule, text)) = self.history.appended(fence) {
+            self.broke(rule, text);
+        }
+    }
+
     /// A squeezed replica is given more.
     fn granted(&mut self, id: &ReplicaId, granted: Option<Granted>) {
         let Some(held) = self.placed.get_mut(id).filter(|held| !held.is_stopping) else {
@@ -266,6 +289,9 @@ impl Checkers {
             self.broke(Rule::Gone, format!("{id} is gone and was not stopped"));
         }
         let machine = self.hardware.get(&held.machine_id).map(|(index, _)| *index);
+        if let Some(machine) = machine {
+            self.told.remove(&(machine, id.clone()));
+        }
         let alive = self
             .processes
             .iter()
@@ -280,6 +306,10 @@ impl Checkers {
     }
 
     fn removed(&mut self, id: &MachineId, how: Removal) {
+        if let Some((machine, _)) = self.hardware.get(id) {
+            let machine = *machine;
+            self.told.retain(|(there, _), _| *there != machine);
+        }
         let before = self.placed.len();
         self.placed.retain(|_, held| held.machine_id != *id);
         if how == Removal::Empty && self.placed.len() != before {
@@ -289,16 +319,16 @@ impl Checkers {
 
     // Sets.
 
-    pub(super) fn sent(&mut self, machine: usize, position: &Position) {
+    pub(super) fn sent(&mut self, machine: usize, session: u64, position: &Position) {
         let place = (position.epoch, position.generation);
-        let last = self.last_sent.get(&machine).copied().unwrap_or_default();
+        let last = self.last_sent.get(&session).copied().unwrap_or_default();
         if place < last {
             self.broke(
                 Rule::Order,
                 format!("m{machine} is sent {place:?} after {last:?}"),
             );
         }
-        self.last_sent.insert(machine, place);
+        self.last_sent.insert(session, place);
         let known = self
             .sent
             .insert((machine, place.0, place.1), position.digest)
@@ -330,7 +360,22 @@ impl Checkers {
                 .insert((machine, stop.replica_id.clone()), Mandate::Stop);
         }
         for assignment in &set.replicas {
-            let mandate = Mandate::Run(assignment.digest().to_string());
+            let digest = assignment.digest();
+            let mandate = Mandate::Run(digest.to_string());
+            let id = &assignment.replica_id;
+            // What was taken for gone in the meantime is told by a set of before, and stops with the next.
+            let is_placed = self.placed.get(id).is_some_and(|held| {
+                self.hardware.get(&held.machine_id).map(|(index, _)| *index) == Some(machine)
+            });
+            if is_placed {
+                let first = *self.told.entry((machine, id.clone())).or_insert(digest);
+                if first != digest {
+                    self.broke(
+                        Rule::Restart,
+                        format!("m{machine} is told another {id} than before, and nobody changed it"),
+                    );
+                }
+            }
             self.mandates
                 .insert((machine, assignment.replica_id.clone()), mandate);
         }

@@ -228,7 +228,7 @@ impl Simulation {
     }
 
     fn create(&mut self, machine: usize, assignment: &Assignment, run: u32) -> Result<Outcome, Failure> {
-        let created_at = self.wall(machine);
+        let created_at = self.machine_wall(machine);
         let host = &mut self.machines[machine].host;
         let id = &assignment.replica_id;
         if host.containers.contains_key(id) {
@@ -252,7 +252,9 @@ impl Simulation {
     }
 
     fn start(&mut self, machine: usize, id: &ReplicaId, run: u32) -> Result<Outcome, Failure> {
-        let container = self.machines[machine].host.containers.get_mut(id);
+        let stubborn_percent = self.weather.stubborn_percent();
+        let starting = &mut self.machines[machine];
+        let container = starting.host.containers.get_mut(id);
         let Some(container) = container.filter(|c| c.run == run && c.task == ObservedTask::Created) else {
             return Err(failure(Part::Runtime, "no such task to start"));
         };
@@ -273,12 +275,15 @@ impl Simulation {
             is_termed: false,
             is_sick: false,
             was_sick: false,
-            is_stubborn: self.chance.percent(self.weather.stubborn_percent()),
+            is_stubborn: starting.chance.percent(stubborn_percent),
         };
         let pid = self.checkers.start(process);
         container.task = ObservedTask::Running { pid };
-        if self.chance.percent(self.weather.crash_percent()) {
-            let delay = self.chance.range(1..=300);
+        if self.machines[machine]
+            .chance
+            .percent(self.weather.crash_percent())
+        {
+            let delay = self.machines[machine].chance.range(1..=300);
             self.after(
                 delay,
                 Event::Exit {
@@ -299,9 +304,9 @@ impl Simulation {
         };
         self.checkers.ended_by_daemon(pid, "signalled");
         let (delay, status) = match signal {
-            Signal::Kill => (self.chance.range(1..=100), 137),
+            Signal::Kill => (self.machines[machine].chance.range(1..=100), 137),
             Signal::Term if self.checkers.is_stubborn(pid) => return,
-            Signal::Term => (self.chance.range(1..=3000), 143),
+            Signal::Term => (self.machines[machine].chance.range(1..=3000), 143),
         };
         self.after(
             delay,
@@ -321,7 +326,7 @@ impl Simulation {
         };
         assert_eq!(process.machine, machine, "a process stays on its machine");
         let id = process.replica_id;
-        let at = self.wall(machine);
+        let at = self.machine_wall(machine);
         let exit = Exit {
             status,
             out_of_memory,
@@ -330,11 +335,13 @@ impl Simulation {
         let container = self.machines[machine].host.containers.get_mut(&id);
         container.expect("a process has its container").task = ObservedTask::Exited(exit);
         self.note(|| format!("m{machine} {id} pid {pid} ended with {status}"));
-        if self.machines[machine].host.is_runtime_down || self.chance.percent(self.weather.lost_percent()) {
+        let lost_percent = self.weather.lost_percent();
+        let exiting = &mut self.machines[machine];
+        if exiting.host.is_runtime_down || exiting.chance.percent(lost_percent) {
             return;
         }
         let life = self.machines[machine].life;
-        let delay = self.chance.range(0..=50);
+        let delay = self.machines[machine].chance.range(0..=50);
         self.after(
             delay,
             Event::ExitSeen {

@@ -7,6 +7,16 @@ use berth_node::plan::Runtime;
 
 use super::{Commit, Down, Event, Mutation, Simulation, Up};
 
+/// A session as the scheduler has it.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) number: u64,
+    /// Its begin is durable.
+    pub(super) is_open: bool,
+    pub(super) sent: Option<(u64, u64)>,
+    pub(super) heard_at: u64,
+}
+
 pub(super) const HEARTBEAT_MS: u64 = 2_000;
 pub(super) const SILENCE_MS: u64 = 3 * HEARTBEAT_MS;
 /// A daemon dials without having read its machine after this.
@@ -26,20 +36,35 @@ impl Simulation {
         if is_blind && self.now < daemon.started_at + HELLO_ANYWAY_MS {
             return self.after(100, Event::Dial { machine, life });
         }
-        if dialling.is_cut_up || dialling.is_cut_down || !self.scheduler.is_up {
-            let delay = self.chance.range(300..=1500);
-            return self.after(delay, Event::Dial { machine, life });
-        }
+        let is_cut = dialling.is_cut_up || dialling.is_cut_down;
         let position = daemon.core.position();
-        self.scheduler.last_session += 1;
-        let (session, now) = (self.scheduler.last_session, self.now);
+        let to = self.some_scheduler(machine);
+        let Some(to) = to.filter(|to| !is_cut && self.schedulers[*to].is_up) else {
+            let delay = self.machines[machine].chance.range(300..=1500);
+            return self.after(delay, Event::Dial { machine, life });
+        };
+        self.last_session += 1;
+        let (session, now) = (self.last_session, self.now);
         let daemon = self.machines[machine].daemon.as_mut().expect("as above");
         daemon.session = Some(session);
+        daemon.scheduler = to;
         daemon.heard_at = now;
         self.machines[machine].up_at = now;
         self.machines[machine].down_at = now;
         self.send_up(machine, Up::Hello { position });
         self.send_status(machine);
+    }
+
+    /// Whom a node calls: mostly the owner of its cluster, as far as anybody knows; now and then another one.
+    fn some_scheduler(&mut self, machine: usize) -> Option<usize> {
+        let owner = self.store.owner().map(|owner| owner.scheduler);
+        let count = self.schedulers.len();
+        let chance = &mut self.machines[machine].chance;
+        if count == 1 || chance.percent(85) {
+            owner
+        } else {
+            Some(chance.index(count))
+        }
     }
 
     pub(super) fn link_check(&mut self, machine: usize, life: u64) {
@@ -83,24 +108,26 @@ impl Simulation {
         let Some(daemon) = &self.machines[machine].daemon else {
             return;
         };
-        let (replicas, unlisted) = (daemon.core.status().to_vec(), daemon.core.unlisted());
+        let (mut replicas, unlisted) = (daemon.core.status().to_vec(), daemon.core.unlisted());
+        self.measure(machine, &mut replicas);
         self.send_up(machine, Up::Status { replicas, unlisted });
     }
 
     pub(super) fn send_up(&mut self, machine: usize, message: Up) {
-        let Some(session) = self.machines[machine]
-            .daemon
-            .as_ref()
-            .and_then(|daemon| daemon.session)
+        let daemon = self.machines[machine].daemon.as_ref();
+        let Some((scheduler, session)) = daemon.and_then(|daemon| Some((daemon.scheduler, daemon.session?)))
         else {
             return;
         };
-        let at =
-            (self.now + self.chance.range(1..=self.weather.delay_max_ms())).max(self.machines[machine].up_at);
+        let delay = self.machines[machine]
+            .chance
+            .range(1..=self.weather.delay_max_ms());
+        let at = (self.now + delay).max(self.machines[machine].up_at);
         self.machines[machine].up_at = at;
         self.at(
             at,
             Event::ToScheduler {
+                scheduler,
                 machine,
                 session,
                 message,
@@ -109,12 +136,13 @@ impl Simulation {
     }
 
     /// Keeps a message of a cut line for later, in its order.
-    pub(super) fn hold_up(&mut self, machine: usize, session: u64, message: Up) {
+    pub(super) fn hold_up(&mut self, scheduler: usize, machine: usize, session: u64, message: Up) {
         let at = (self.now + 500).max(self.machines[machine].up_at);
         self.machines[machine].up_at = at;
         self.at(
             at,
             Event::ToScheduler {
+                scheduler,
                 machine,
                 session,
                 message,
@@ -123,7 +151,9 @@ impl Simulation {
     }
 
     pub(super) fn send_down(&mut self, machine: usize, session: u64, message: Down) {
-        let delay = self.chance.range(1..=self.weather.delay_max_ms());
+        let delay = self.machines[machine]
+            .chance
+            .range(1..=self.weather.delay_max_ms());
         self.push_down(machine, session, message, delay);
     }
 
@@ -158,7 +188,7 @@ impl Simulation {
             Down::End => {
                 daemon.session = None;
                 let life = self.machines[machine].life;
-                let delay = self.chance.range(100..=1000);
+                let delay = self.machines[machine].chance.range(100..=1000);
                 self.after(delay, Event::Dial { machine, life });
             }
             Down::StopConfirmed(ids) => {

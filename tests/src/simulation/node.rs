@@ -13,6 +13,8 @@ use berth_node::host::{Exit, Observed};
 use berth_node::plan::{Changed, Identity, NodeCore, ObservationToken, Output, Restored, Write};
 use berth_node::replica::{Outcome, Step};
 
+use super::chance::Chance;
+use super::checkers::Amounts;
 use super::host::Host;
 use super::link::HEARTBEAT_MS;
 use super::{Commit, Event, Flight, Simulation, Up};
@@ -26,6 +28,13 @@ const OBSERVE_AGAIN_MS: u64 = 2_000;
 #[expect(clippy::struct_excessive_bools, reason = "independent faults of one machine")]
 pub(super) struct Machine {
     pub(super) spec: MachineSpec,
+    pub(super) chance: Chance,
+    /// What its wall clock shows beside the true time.
+    pub(super) wall_offset_ms: i64,
+    /// Its daemon does nothing before this: a machine that thrashes.
+    pub(super) paused_until: u64,
+    /// How many times longer everything takes on it.
+    pub(super) slowness: u64,
     pub(super) host: Host,
     ledger: Ledger,
     pub(super) daemon: Option<Daemon>,
@@ -62,6 +71,8 @@ pub(super) struct Daemon {
     observe_at: u64,
     turn_at: Option<u64>,
     pub(super) session: Option<u64>,
+    /// Whom it dialled.
+    pub(super) scheduler: usize,
     pub(super) heard_at: u64,
     pub(super) is_status_due: bool,
     probes: BTreeMap<(ReplicaId, u32), (ProbeState, u32)>,
@@ -72,9 +83,13 @@ pub(super) struct Daemon {
 }
 
 impl Machine {
-    pub(super) fn new(spec: MachineSpec) -> Self {
+    pub(super) fn new(spec: MachineSpec, chance: Chance) -> Self {
         Self {
             spec,
+            chance,
+            wall_offset_ms: 0,
+            paused_until: 0,
+            slowness: 1,
             host: Host::default(),
             ledger: Ledger::default(),
             daemon: None,
@@ -88,6 +103,17 @@ impl Machine {
             up_at: 0,
             down_at: 0,
         }
+    }
+
+    /// What replicas may have of it.
+    pub(super) fn usable(&self) -> Amounts {
+        let capacity = &self.spec.capacity;
+        [
+            capacity.cpu.total.micros() - capacity.cpu.system_reserve.micros(),
+            capacity.memory.total.get() - capacity.memory.system_reserve.get(),
+            capacity.ephemeral_storage.total.get(),
+            capacity.gpu.as_ref().map_or(0, |gpu| gpu.total.into()),
+        ]
     }
 
     pub(super) fn lose_ledger(&mut self) {
@@ -105,20 +131,21 @@ pub(super) fn cluster_id() -> ClusterId {
 }
 
 impl Simulation {
-    pub(super) fn wall_now(&self) -> Timestamp {
-        Timestamp::from_millis(EPOCH_MS + self.now)
+    /// What a wall clock shows that is off by so much.
+    pub(super) fn wall(&self, offset_ms: i64) -> Timestamp {
+        Timestamp::from_millis((EPOCH_MS + self.now).saturating_add_signed(offset_ms))
     }
 
     /// Machines' wall clocks differ.
-    pub(super) fn wall(&self, machine: usize) -> Timestamp {
-        let skew = u64::try_from(machine).unwrap_or_default() * 700;
-        Timestamp::from_millis(EPOCH_MS + self.now + skew)
+    pub(super) fn machine_wall(&self, machine: usize) -> Timestamp {
+        let skew = i64::try_from(machine).unwrap_or_default() * 700;
+        self.wall(skew + self.machines[machine].wall_offset_ms)
     }
 
     fn node_now(&self, machine: usize) -> Now {
         Now {
             boot: BootTime(self.now - self.machines[machine].booted_at + 1000),
-            wall: self.wall(machine),
+            wall: self.machine_wall(machine),
         }
     }
 
@@ -163,7 +190,7 @@ impl Simulation {
             .map(|(number, _)| *number)
             .collect();
         for number in under_way {
-            if self.chance.percent(50) {
+            if self.machines[machine].chance.percent(50) {
                 self.flights.remove(&number);
             }
         }
@@ -172,7 +199,7 @@ impl Simulation {
     pub(super) fn start_daemon_after(&mut self, machine: usize, delay_max_ms: u64) {
         self.machines[machine].life += 1;
         let life = self.machines[machine].life;
-        let delay = self.chance.range(1..=delay_max_ms);
+        let delay = self.machines[machine].chance.range(1..=delay_max_ms);
         self.after(delay, Event::DaemonStart { machine, life });
     }
 
@@ -212,13 +239,14 @@ impl Simulation {
             observe_at: self.now,
             turn_at: None,
             session: None,
+            scheduler: 0,
             heard_at: self.now,
             is_status_due: false,
             probes: BTreeMap::new(),
             cancelled: BTreeSet::new(),
             received: Vec::new(),
         });
-        let delay = self.chance.range(10..=300);
+        let delay = self.machines[machine].chance.range(10..=300);
         self.after(delay, Event::Dial { machine, life });
         self.after(HEARTBEAT_MS, Event::Heartbeat { machine, life });
         self.after(HEARTBEAT_MS, Event::LinkCheck { machine, life });
@@ -229,7 +257,7 @@ impl Simulation {
 
     pub(super) fn commit(&mut self, machine: usize, commit: Commit) {
         let life = self.machines[machine].life;
-        let delay = self.chance.range(0..=8);
+        let delay = self.machines[machine].chance.range(0..=8);
         let Some(daemon) = &mut self.machines[machine].daemon else {
             return;
         };
@@ -298,7 +326,7 @@ impl Simulation {
                 refused: false,
             },
         );
-        if self.chance.percent(30) {
+        if self.machines[machine].chance.percent(30) {
             self.send_up(machine, stale);
         }
         self.turn(machine);
@@ -316,12 +344,14 @@ impl Simulation {
         {
             self.checkers.delete_began(pid);
         }
-        let (until_effect, until_end) = self.weather.durations(&mut self.chance, &step);
+        let (until_effect, until_end) = self.weather.durations(&mut self.machines[machine].chance, &step);
+        let slowness = self.machines[machine].slowness;
+        let (until_effect, until_end) = (until_effect * slowness, until_end * slowness);
         let flight = Flight {
             machine,
             life,
             id: id.clone(),
-            fails: self.weather.step_fails(&mut self.chance),
+            fails: self.weather.step_fails(&mut self.machines[machine].chance),
             step,
             result,
         };
@@ -360,7 +390,7 @@ impl Simulation {
         };
         flight.result = Some(Ok(Outcome::Cancelled));
         let (flight, id) = (*number, id.clone());
-        let delay = self.chance.range(1..=20);
+        let delay = self.machines[machine].chance.range(1..=20);
         self.after(
             delay,
             Event::StepEnded {
@@ -489,7 +519,7 @@ impl Simulation {
 
     fn make_status_due(&mut self, machine: usize) {
         let life = self.machines[machine].life;
-        let delay = self.chance.range(0..=50);
+        let delay = self.machines[machine].chance.range(0..=50);
         let Some(daemon) = &mut self.machines[machine].daemon else {
             return;
         };
@@ -501,7 +531,7 @@ impl Simulation {
 
     fn observe_when_due(&mut self, machine: usize) {
         let life = self.machines[machine].life;
-        let delay = self.chance.range(1..=200);
+        let delay = self.machines[machine].chance.range(1..=200);
         let observing = &mut self.machines[machine];
         let Some(daemon) = &mut observing.daemon else {
             return;
@@ -567,7 +597,7 @@ impl Simulation {
             });
         }
         for (id, run) in new {
-            let delay = self.chance.range(100..=700);
+            let delay = self.machines[machine].chance.range(100..=700);
             self.after(
                 delay,
                 Event::Probe {

@@ -1,469 +1,507 @@
-//! The model of the actor around the real scheduler core: its batches, log, sessions and what it makes of what nodes say,
-//! as `cluster` and `link` of the scheduler have them, on the virtual clock.
+//! The model of the actor around the real scheduler core: its batches, sessions and what it makes of what nodes say, as
+//! `cluster`, `shard` and `link` of the scheduler have them, on the virtual clock.
+//!
+//! ```text
+//! mailbox ─▶ drain ▶ decide ▶ check ─┬─ nothing ──────────────────────────────▶ publish ▶ answer
+//!                                    └─ append ▶ (store) ▶ durable, or not ───▶ publish ▶ answer
+//! ```
+//!
+//! Between any two of these it may be killed, paused, or lose the cluster to another one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use berth_api::assignment::Position;
-use berth_api::cluster::{CapacityGroup, ClusterSpec, MachineProfile, Platform};
-use berth_api::explain::Subject;
-use berth_api::id::{GroupId, MachineId};
-use berth_api::rest::container::ContainerStatus;
-use berth_api::units::{Bytes, Cpu};
+use berth_api::id::{MachineId, ReplicaId};
 use berth_scheduler::announce::announce;
+use berth_scheduler::autoscale;
 use berth_scheduler::check::{check, check_all};
 use berth_scheduler::decide::{Report, decide};
 use berth_scheduler::entry::Entry;
-use berth_scheduler::explain::explain;
 use berth_scheduler::liveness::Limits;
 use berth_scheduler::rollout;
-use berth_scheduler::status::container_state;
-use berth_scheduler::world::{Now, Observed, Readiness, World};
+use berth_scheduler::world::{Now, Observed, World};
 
-use super::checkers::Checkers;
-use super::link::{HEARTBEAT_MS, SILENCE_MS};
-use super::node::{Machine, cluster_id};
+use super::chance::Chance;
+use super::explanations::brief;
+use super::link::{HEARTBEAT_MS, SILENCE_MS, Session};
+use super::store::{Answer, Append, TENURE_MS};
 use super::{Down, Event, Mutation, Rule, Simulation, Up};
 
-/// The scheduler process and its store.
+/// A scheduler process.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts of one process")]
 pub(super) struct Scheduler {
+    pub(super) chance: Chance,
     pub(super) is_up: bool,
-    life: u64,
-    /// Records as they are stored.
-    pub(super) log: Vec<Vec<u8>>,
-    pub(super) world: World,
+    /// Rises whenever it starts or dies: events of another life are void.
+    pub(super) life: u64,
+    /// The store does not hear it, nor it the store.
+    pub(super) is_cut_off: bool,
+    /// It does nothing before this: a pause of the process or its machine.
+    pub(super) paused_until: u64,
+    /// What its wall clock shows beside the true time.
+    pub(super) wall_offset_ms: i64,
+    /// Under which fence it owns the cluster, and until when it believes so; a life of its own in itself.
+    pub(super) tenure: Option<(u64, u64)>,
+    /// The durable state, while it serves the cluster.
+    pub(super) world: Option<Arc<World>>,
     pub(super) observed: Observed,
-    acknowledged: BTreeMap<MachineId, (u64, u64)>,
-    doubted: BTreeSet<MachineId>,
-    sessions: BTreeMap<usize, Session>,
-    pub(super) last_session: u64,
-    requests: Vec<(usize, u64, Up)>,
+    pub(super) acknowledged: BTreeMap<MachineId, (u64, u64)>,
+    pub(super) sessions: BTreeMap<usize, Session>,
+    pub(super) requests: Vec<Request>,
     is_step_due: bool,
-    limits: Limits,
+    /// The period is over, or something is known that no decision has seen.
+    pub(super) is_decision_due: bool,
+    appending: Option<Appending>,
+    pub(super) limits: Limits,
     pub(super) report: Report,
-    /// The first set sent to each machine, for the mutation that repeats it.
-    former: BTreeMap<usize, (Position, Vec<u8>)>,
 }
 
-struct Session {
+/// What waits in the mailbox.
+#[derive(Debug)]
+pub(super) enum Request {
+    Link {
+        machine: usize,
+        session: u64,
+        message: Up,
+    },
+    Write {
+        client: u64,
+    },
+}
+
+/// One batch on its way to the log.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub(super) world: Arc<World>,
+    pub(super) entries: Vec<Entry>,
+    /// Something was heard that may change a decision.
+    pub(super) has_news: bool,
+    pub(super) replies: Replies,
+}
+
+/// What is answered when the batch is durable.
+#[derive(Debug, Default)]
+pub(super) struct Replies {
+    /// Sessions that begin.
+    pub(super) opened: Vec<(usize, u64)>,
+    pub(super) confirmed: Vec<(usize, u64, Vec<ReplicaId>)>,
+    /// Writes of clients, each with its part of the batch.
+    pub(super) written: Vec<(u64, std::ops::Range<usize>)>,
+}
+
+/// A batch that the store has not answered.
+#[derive(Debug)]
+struct Appending {
     number: u64,
-    sent: Option<(u64, u64)>,
-    heard_at: u64,
+    after: usize,
+    draft: Draft,
+    report: Report,
 }
 
-/// The capacity groups of the simulated cluster.
-pub(super) const GROUPS: [&str; 2] = ["general", "gpu"];
+impl Draft {
+    /// Appends an entry and what announces it; not where it contradicts the world.
+    pub(super) fn append(&mut self, observed: &Observed, entry: Entry) -> bool {
+        let events = announce(&self.world, observed, &entry);
+        let world = Arc::make_mut(&mut self.world);
+        if world.try_apply(&entry).is_err() {
+            return false;
+        }
+        self.entries.push(entry);
+        for event in events {
+            world.apply(&event);
+            self.entries.push(event);
+        }
+        true
+    }
+}
 
 impl Scheduler {
-    pub(super) fn new(machines: &[Machine], checkers: &mut Checkers) -> Self {
-        let group = |id: &str| CapacityGroup {
-            group_id: GroupId::new(id).expect("a valid id"),
-            profile: MachineProfile {
-                cpu: Cpu::from_micros(8_000_000),
-                memory_bytes: Bytes::gib(16),
-                ephemeral_storage_bytes: Bytes::gib(100),
-                gpu: None,
-            },
-            min_size: 1,
-            max_size: 10,
-            labels: Default::default(),
-        };
-        let created = Entry::ClusterCreated {
-            spec: ClusterSpec {
-                cluster_id: cluster_id(),
-                name: "sim".into(),
-                container_cidr: "100.64.0.0/16".parse().expect("a valid network"),
-                platform: Platform::Local,
-                capacity_groups: GROUPS.into_iter().map(group).collect(),
-                workspace_id: None,
-                project_id: None,
-                deployment_group_id: None,
-            },
-            tokens: BTreeMap::new(),
-            at: berth_api::time::Timestamp::default(),
-        };
-        for (index, machine) in machines.iter().enumerate() {
-            let capacity = &machine.spec.capacity;
-            let usable = [
-                capacity.cpu.total.micros() - capacity.cpu.system_reserve.micros(),
-                capacity.memory.total.get() - capacity.memory.system_reserve.get(),
-                capacity.ephemeral_storage.total.get(),
-                capacity.gpu.as_ref().map_or(0, |gpu| gpu.total.into()),
-            ];
-            checkers.hardware(machine.spec.machine_id.clone(), index, usable);
-        }
+    pub(super) fn new(chance: Chance, limits: Limits) -> Self {
         Self {
+            chance,
             is_up: false,
             life: 0,
-            log: vec![created.to_record()],
-            world: World::create(&created).expect("a log begins with a creation"),
+            is_cut_off: false,
+            paused_until: 0,
+            wall_offset_ms: 0,
+            tenure: None,
+            world: None,
             observed: Observed::new(0),
             acknowledged: BTreeMap::new(),
-            doubted: BTreeSet::new(),
             sessions: BTreeMap::new(),
-            last_session: 0,
             requests: vec![],
             is_step_due: false,
-            limits: Limits::default(),
+            is_decision_due: false,
+            appending: None,
+            limits,
             report: Report::default(),
-            former: BTreeMap::new(),
         }
     }
 }
 
 impl Simulation {
-    fn scheduler_now(&self) -> Now {
+    pub(super) fn scheduler_now(&self, at: usize) -> Now {
         Now {
-            wall: self.wall_now(),
+            wall: self.wall(self.schedulers[at].wall_offset_ms),
             monotonic_ms: self.now,
         }
     }
 
-    /// The process dies: what is not in the log is gone.
-    pub(super) fn scheduler_crash(&mut self) {
-        self.note(|| "the scheduler is killed".into());
-        self.check_replay();
-        let scheduler = &mut self.scheduler;
+    /// The scheduler that owns the cluster and serves it.
+    pub(super) fn serving(&self) -> Option<usize> {
+        let owner = self.store.owner()?;
+        let scheduler = &self.schedulers[owner.scheduler];
+        let is_it = scheduler.tenure.is_some_and(|(fence, _)| fence == owner.fence);
+        (is_it && scheduler.world.is_some()).then_some(owner.scheduler)
+    }
+
+    // Life.
+
+    pub(super) fn scheduler_start(&mut self, at: usize) {
+        if self.schedulers[at].is_up {
+            return;
+        }
+        self.note(|| format!("s{at} starts"));
+        let scheduler = &mut self.schedulers[at];
+        scheduler.is_up = true;
+        scheduler.life += 1;
+        let life = scheduler.life;
+        self.after(0, Event::Tenure { scheduler: at, life });
+        self.after(500, Event::SchedulerPeriod { scheduler: at, life });
+    }
+
+    /// The process dies: what is not in the log is gone, and of what it had sent to the store perhaps.
+    pub(super) fn scheduler_crash(&mut self, at: usize) {
+        if !self.schedulers[at].is_up {
+            return;
+        }
+        self.note(|| format!("s{at} is killed"));
+        self.drop_appends(at);
+        let scheduler = &mut self.schedulers[at];
         scheduler.is_up = false;
         scheduler.life += 1;
+        self.leave_cluster(at);
+    }
+
+    /// The actor ends: its sessions are over, its mailbox is gone.
+    pub(super) fn leave_cluster(&mut self, at: usize) {
+        let scheduler = &mut self.schedulers[at];
+        scheduler.tenure = None;
+        scheduler.world = None;
+        scheduler.appending = None;
         scheduler.is_step_due = false;
         scheduler.requests.clear();
         scheduler.acknowledged.clear();
-        scheduler.doubted.clear();
+        scheduler.report = Report::default();
         let sessions = std::mem::take(&mut scheduler.sessions);
         for (machine, session) in sessions {
             self.send_down(machine, session.number, Down::End);
         }
     }
 
-    /// Builds the world from the log alone, and compares.
-    pub(super) fn check_replay(&mut self) {
-        let entries: Result<Vec<Entry>, _> = self
-            .scheduler
-            .log
-            .iter()
-            .map(|record| Entry::from_record(record))
-            .collect();
-        let entries = match entries {
-            Ok(entries) => entries,
-            Err(error) => return self.checkers.broke(Rule::Replay, format!("a record: {error}")),
-        };
-        let replayed = match World::replay(&entries) {
-            Ok(world) => world,
-            Err((number, error)) => {
-                return self
-                    .checkers
-                    .broke(Rule::Replay, format!("entry {number}: {error}"));
-            }
-        };
-        let bytes = |world: &World| serde_json::to_vec(world).expect("a world has text keys");
-        if bytes(&replayed) != bytes(&self.scheduler.world) {
-            self.checkers.broke(
-                Rule::Replay,
-                "the log gives another world than the live one".into(),
-            );
-        }
-        self.scheduler.world = replayed;
-    }
-
-    pub(super) fn scheduler_start(&mut self) {
-        if self.scheduler.is_up {
+    /// Keeps what it owns, takes what is free.
+    pub(super) fn tenure(&mut self, at: usize, life: u64) {
+        if self.schedulers[at].life != life {
             return;
         }
-        self.note(|| "the scheduler starts".into());
-        self.scheduler.is_up = true;
-        self.scheduler.life += 1;
-        self.scheduler.observed = Observed::new(self.now);
-        self.scheduler.report = Report::default();
-        let life = self.scheduler.life;
-        self.after(500, Event::SchedulerPeriod { life });
-    }
-
-    pub(super) fn scheduler_period(&mut self, life: u64) {
-        if self.scheduler.life != life {
+        let period = self.schedulers[at].chance.range(1500..=3300);
+        self.after(period, Event::Tenure { scheduler: at, life });
+        if self.schedulers[at].is_cut_off {
             return;
         }
         let now = self.now;
-        let silent: Vec<usize> = self
-            .scheduler
-            .sessions
-            .iter()
-            .filter(|(_, session)| now - session.heard_at > SILENCE_MS)
-            .map(|(machine, _)| *machine)
-            .collect();
-        for machine in silent {
-            self.end_session(machine);
+        if let Some((fence, until)) = self.schedulers[at].tenure {
+            if self.store.prolong(fence, now) {
+                self.schedulers[at].tenure = Some((fence, until.max(now + TENURE_MS)));
+            } else {
+                self.note(|| format!("s{at} has lost the cluster"));
+                self.leave_cluster(at);
+            }
+        } else if self.store.is_free(now) || self.schedulers.len() == 1 {
+            let fence = self.store.claim(at, now);
+            let until = if self.schedulers.len() == 1 {
+                u64::MAX
+            } else {
+                now + TENURE_MS
+            };
+            self.schedulers[at].tenure = Some((fence, until));
+            self.summary.takeovers += 1;
+            self.note(|| format!("s{at} takes the cluster under fence {fence}"));
+            self.load_after(at, 200);
         }
-        let sessions: Vec<(usize, u64)> = self
-            .scheduler
-            .sessions
-            .iter()
-            .map(|(machine, session)| (*machine, session.number))
-            .collect();
-        for (machine, number) in sessions {
+    }
+
+    pub(super) fn load_after(&mut self, at: usize, delay_max_ms: u64) {
+        let scheduler = &mut self.schedulers[at];
+        let life = scheduler.life;
+        let delay = scheduler.chance.range(1..=delay_max_ms);
+        self.after(delay, Event::Load { scheduler: at, life });
+    }
+
+    /// Reads the cluster and serves it from now on.
+    pub(super) fn load(&mut self, at: usize, life: u64) {
+        let Some((fence, _)) = self.schedulers[at]
+            .tenure
+            .filter(|_| self.schedulers[at].life == life)
+        else {
+            return;
+        };
+        if self.schedulers[at].is_cut_off {
+            return self.load_after(at, 2000);
+        }
+        if self.store.owner().is_none_or(|owner| owner.fence != fence) {
+            return self.leave_cluster(at);
+        }
+        let is_new = self.schedulers[at].world.is_none() && self.schedulers[at].sessions.is_empty();
+        match self.store.load() {
+            Ok(world) => self.schedulers[at].world = Some(Arc::new(world)),
+            Err(text) => return self.checkers.broke(Rule::Replay, text),
+        }
+        if is_new {
+            self.schedulers[at].observed = Observed::new(self.now);
+        }
+        self.note(|| format!("s{at} serves the cluster"));
+        self.schedulers[at].is_decision_due = true;
+        self.step_soon(at);
+    }
+
+    pub(super) fn scheduler_period(&mut self, at: usize, life: u64) {
+        if self.schedulers[at].life != life {
+            return;
+        }
+        let now = self.now;
+        let sessions = self.schedulers[at].sessions.iter();
+        let (silent, live): (Vec<_>, Vec<_>) = sessions
+            .map(|(machine, session)| (*machine, session.number, session.heard_at))
+            .partition(|(_, _, heard_at)| now - heard_at > SILENCE_MS);
+        for (machine, _, _) in silent {
+            self.end_session(at, machine);
+        }
+        for (machine, number, _) in live {
             self.send_down(machine, number, Down::Ping);
         }
-        self.step_soon();
-        self.after(HEARTBEAT_MS, Event::SchedulerPeriod { life });
+        self.schedulers[at].is_decision_due = true;
+        self.step_soon(at);
+        self.after(HEARTBEAT_MS, Event::SchedulerPeriod { scheduler: at, life });
     }
 
-    fn end_session(&mut self, machine: usize) {
-        if let Some(session) = self.scheduler.sessions.remove(&machine) {
-            self.send_down(machine, session.number, Down::End);
-            let id = &self.machines[machine].spec.machine_id;
-            if let Some(observed) = self.scheduler.observed.machines.get_mut(id) {
-                observed.is_linked = false;
-            }
-        }
-    }
+    // The loop.
 
     /// What waits is taken as one batch.
-    pub(super) fn step_soon(&mut self) {
-        if self.scheduler.is_up && !self.scheduler.is_step_due {
-            self.scheduler.is_step_due = true;
-            let life = self.scheduler.life;
-            let delay = self.chance.range(1..=30);
-            self.after(delay, Event::SchedulerStep { life });
+    pub(super) fn step_soon(&mut self, at: usize) {
+        let batch_max_ms = self.weather.batch_max_ms();
+        let scheduler = &mut self.schedulers[at];
+        if scheduler.is_up && scheduler.world.is_some() && !scheduler.is_step_due {
+            scheduler.is_step_due = true;
+            let life = scheduler.life;
+            let delay = scheduler.chance.range(1..=batch_max_ms);
+            self.after(delay, Event::SchedulerStep { scheduler: at, life });
         }
     }
 
-    pub(super) fn scheduler_hears(&mut self, machine: usize, session: u64, message: Up) {
-        let daemon = self.machines[machine].daemon.as_ref();
-        if self.machines[machine].is_cut_up {
-            if daemon.is_some_and(|daemon| daemon.session == Some(session)) {
-                self.hold_up(machine, session, message);
-            }
-            return;
-        }
-        if !self.scheduler.is_up {
-            return self.send_down(machine, session, Down::End);
-        }
-        self.scheduler.requests.push((machine, session, message));
-        self.step_soon();
-    }
-
-    /// One batch: drain, decide, check, append, apply, send.
-    pub(super) fn scheduler_step(&mut self, life: u64) {
-        if self.scheduler.life != life {
-            return;
-        }
-        self.scheduler.is_step_due = false;
-        for (machine, session, message) in std::mem::take(&mut self.scheduler.requests) {
-            self.take(machine, session, message);
-        }
-        self.decide_and_send();
-    }
-
-    pub(super) fn decide_and_send(&mut self) {
-        self.decide();
-        self.send_sets();
-    }
-
-    fn take(&mut self, machine: usize, number: u64, message: Up) {
-        if let Up::Hello { position } = message {
-            return self.open(machine, number, position);
-        }
+    pub(super) fn scheduler_step(&mut self, at: usize, life: u64) {
         let now = self.now;
-        let Some(session) = self.scheduler.sessions.get_mut(&machine) else {
-            return self.send_down(machine, number, Down::End);
-        };
-        if session.number != number {
+        let scheduler = &mut self.schedulers[at];
+        if scheduler.life != life {
             return;
         }
-        session.heard_at = now;
-        let sent = session.sent;
-        let id = self.machines[machine].spec.machine_id.clone();
-        match message {
-            Up::Hello { .. } => unreachable!("taken above"),
-            Up::Ack { position, refused } => {
-                let place = (position.epoch, position.generation);
-                if !refused {
-                    self.scheduler.acknowledged.insert(id, place);
-                } else if sent == Some(place) {
-                    self.end_session(machine);
-                }
-            }
-            Up::Status { replicas, unlisted } => {
-                let clock = self.scheduler_now();
-                let scheduler = &mut self.scheduler;
-                let Some(known) = scheduler.world.machine(&id) else {
-                    return self.end_session(machine);
-                };
-                let present = (scheduler.world.epoch(), known.generation);
-                let acknowledged = scheduler.acknowledged.get(&id).copied();
-                let observed = scheduler.observed.machines.entry(id.clone()).or_default();
-                observed.heartbeat_ms = Some(clock.monotonic_ms);
-                observed.heartbeat_at = Some(clock.wall);
-                observed.is_linked = true;
-                observed.accepted = acknowledged;
-                observed.unlisted = unlisted.into_iter().collect();
-                observed.replicas = replicas
-                    .into_iter()
-                    .map(|status| (status.replica_id.clone(), status))
-                    .collect();
-                if acknowledged != Some(present) || scheduler.doubted.contains(&id) {
-                    return;
-                }
-                let confirmed = scheduler.world.confirmed_stops(&id, &observed.unlisted);
-                if !confirmed.is_empty() {
-                    self.send_down(machine, number, Down::StopConfirmed(confirmed));
-                }
-            }
-        }
-    }
-
-    /// Registers a machine when that is new, and begins its session.
-    fn open(&mut self, machine: usize, number: u64, accepted: Position) {
-        let mut spec = self.machines[machine].spec.clone();
-        spec.boot_id = Some(format!("boot-{}", self.machines[machine].boot));
-        if self.options.mutation == Some(Mutation::Overcommit) {
-            let capacity = &mut spec.capacity;
-            capacity.cpu.total = Cpu::from_micros(capacity.cpu.total.micros() * 2);
-            capacity.memory.total = Bytes::new(capacity.memory.total.get() * 2);
-        }
-        let id = spec.machine_id.clone();
-        let clock = self.scheduler_now();
-        if self
-            .scheduler
-            .world
-            .machine(&id)
-            .is_none_or(|known| known.spec != spec)
-        {
-            let entry = self.scheduler.world.registration(spec, clock.wall);
-            self.append(entry.expect("there are subnets enough"));
-        }
-        let world = &self.scheduler.world;
-        let known = world.machine(&id).expect("it is registered");
-        let present = (world.epoch(), known.generation);
-        let claimed = (accepted.epoch, accepted.generation);
-        let differs = claimed == present
-            && world
-                .assignment_set(&id)
-                .is_some_and(|set| set.seal().1.digest != accepted.digest);
-        if claimed > present {
-            let text = format!("{id} has accepted {claimed:?} and the scheduler is at {present:?}");
-            return self.checkers.broke(Rule::Order, text);
-        }
-        if differs {
-            let text = format!("{id} has another set at {claimed:?} than the scheduler");
-            return self.checkers.broke(Rule::Order, text);
-        }
-        self.scheduler.acknowledged.insert(id.clone(), claimed);
-        let observed = self.scheduler.observed.machines.entry(id).or_default();
-        observed.is_linked = true;
-        observed.accepted = None;
-        observed.heartbeat_ms = Some(clock.monotonic_ms);
-        observed.heartbeat_at = Some(clock.wall);
-        self.note(|| format!("m{machine} is linked, at {claimed:?}"));
-        let session = Session {
-            number,
-            sent: None,
-            heard_at: self.now,
+        scheduler.is_step_due = false;
+        // The actor waits for its store; it goes on with the answer.
+        let (Some(world), None) = (scheduler.world.clone(), &scheduler.appending) else {
+            return;
         };
-        self.scheduler.sessions.insert(machine, session);
+        let Some((fence, _)) = scheduler.tenure.filter(|(_, until)| *until > now) else {
+            self.note(|| format!("s{at} has no lease any more"));
+            return self.leave_cluster(at);
+        };
+        let requests = std::mem::take(&mut scheduler.requests);
+        let after = usize::try_from(world.applied_count()).expect("short logs");
+        let mut draft = Draft {
+            world,
+            entries: vec![],
+            has_news: false,
+            replies: Replies::default(),
+        };
+        for request in requests {
+            match request {
+                Request::Link {
+                    machine,
+                    session,
+                    message,
+                } => self.take(at, (machine, session), message, &mut draft),
+                Request::Write { client } => self.write(at, client, &mut draft),
+            }
+        }
+        let is_due = std::mem::take(&mut self.schedulers[at].is_decision_due);
+        if !is_due && !draft.has_news && draft.entries.is_empty() {
+            // Nothing is new: deciding again would give nothing.
+            let report = std::mem::take(&mut self.schedulers[at].report);
+            self.answer_writes(&draft.replies, after, &[]);
+            return self.publish(at, draft.replies, report);
+        }
+        let report = self.decide(at, &mut draft);
+        if draft.entries.is_empty() {
+            self.answer_writes(&draft.replies, after, &[]);
+            return self.publish(at, draft.replies, report);
+        }
+        if self.options.mutation == Some(Mutation::AnswerEarly) {
+            self.answer_writes(&draft.replies, after, &draft.entries);
+        }
+        let number = self.send_append(Append {
+            scheduler: at,
+            fence,
+            after,
+            entries: draft.entries.clone(),
+        });
+        self.schedulers[at].appending = Some(Appending {
+            number,
+            after,
+            draft,
+            report,
+        });
     }
 
-    /// Appends an entry and what announces it.
-    pub(super) fn append(&mut self, entry: Entry) {
-        let events = announce(&self.scheduler.world, &self.scheduler.observed, &entry);
-        self.append_one(&entry);
-        for event in events {
-            self.append_one(&event);
+    /// The store has answered, or has not in time.
+    pub(super) fn store_answers(&mut self, at: usize, life: u64, number: u64, answer: Answer) {
+        let scheduler = &mut self.schedulers[at];
+        let is_awaited = scheduler
+            .appending
+            .as_ref()
+            .is_some_and(|appending| appending.number == number);
+        if scheduler.life != life || !is_awaited {
+            return;
+        }
+        if answer == Answer::Durable && scheduler.is_cut_off {
+            // The answer is lost; the time-out follows.
+            return;
+        }
+        let appending = scheduler.appending.take().expect("it was looked at");
+        match answer {
+            Answer::Durable => {
+                scheduler.world = Some(appending.draft.world.clone());
+                self.keep_snapshot(&appending.draft.world);
+                self.answer_writes(
+                    &appending.draft.replies,
+                    appending.after,
+                    &appending.draft.entries,
+                );
+                self.publish(at, appending.draft.replies, appending.report);
+            }
+            Answer::Refused => {
+                self.note(|| format!("s{at} is refused: it is the owner no more"));
+                self.leave_cluster(at);
+            }
+            Answer::TimedOut => {
+                scheduler.world = None;
+                self.note(|| format!("s{at} hears nothing of its store"));
+                for (machine, _) in appending.draft.replies.opened {
+                    self.end_session(at, machine);
+                }
+                self.load_after(at, 2000);
+            }
         }
     }
 
-    fn append_one(&mut self, entry: &Entry) {
-        if !matches!(entry, Entry::EventRecorded { .. }) {
-            self.note(|| format!("log {}", brief(entry)));
+    fn publish(&mut self, at: usize, replies: Replies, report: Report) {
+        self.schedulers[at].report = report;
+        for (machine, number) in &replies.opened {
+            let session = self.schedulers[at].sessions.get_mut(machine);
+            if let Some(session) = session.filter(|session| session.number == *number) {
+                session.is_open = true;
+            }
         }
-        self.scheduler.log.push(entry.to_record());
-        self.checkers.entry(entry);
-        self.scheduler.world.apply(entry);
-        if let Entry::MachineRemoved { machine_id, .. } = entry {
-            self.scheduler.observed.machines.remove(machine_id);
+        self.send_sets(at);
+        for (machine, number, ids) in replies.confirmed {
+            let session = self.schedulers[at].sessions.get(&machine);
+            if session.is_some_and(|session| session.number == number) {
+                self.send_down(machine, number, Down::StopConfirmed(ids));
+            }
+        }
+        if !self.schedulers[at].requests.is_empty() {
+            self.step_soon(at);
         }
     }
 
-    fn decide(&mut self) {
-        let now = self.scheduler_now();
-        rollout::observe(&self.scheduler.world, &mut self.scheduler.observed, now);
-        let scheduler = &self.scheduler;
-        let decision = decide(&scheduler.world, &scheduler.observed, &scheduler.limits, now);
-        if !decision.entries.is_empty() {
-            let violations = check_all(&scheduler.world, &decision.entries);
-            if check(&scheduler.world, &decision.entries).is_empty() != violations.is_empty() {
+    // The decision.
+
+    fn decide(&mut self, at: usize, draft: &mut Draft) -> Report {
+        let now = self.scheduler_now(at);
+        let mutation = self.options.mutation;
+        let scheduler = &mut self.schedulers[at];
+        let tunables = scheduler.limits.autoscale;
+        autoscale::observe(&draft.world, &mut scheduler.observed, &tunables, now);
+        rollout::observe(&draft.world, &mut scheduler.observed, now);
+        let decision = decide(&draft.world, &scheduler.observed, &scheduler.limits, now);
+        self.summary.decisions += 1;
+        if decision.entries.is_empty() {
+            return decision.report;
+        }
+        let violations = check(&draft.world, &decision.entries);
+        if scheduler.chance.percent(10) {
+            let all = check_all(&draft.world, &decision.entries);
+            if all.is_empty() != violations.is_empty() {
                 let text = "the check of what is touched and the check of everything disagree";
                 self.checkers.broke(Rule::Decision, text.to_owned());
             }
-            if let Some(violation) = violations.first() {
-                self.checkers.broke(Rule::Decision, violation.to_string());
+        }
+        if let Some(violation) = violations.first() {
+            self.checkers.broke(Rule::Decision, violation.to_string());
+        }
+        let world = Arc::make_mut(&mut draft.world);
+        for entry in decision.entries {
+            world.apply(&entry);
+            let gone = match &entry {
+                Entry::ReplicaStopping { replica_id, at, .. } if mutation == Some(Mutation::ForgetEarly) => {
+                    Some(Entry::ReplicaGone {
+                        replica_id: replica_id.clone(),
+                        at: *at,
+                    })
+                }
+                _ => None,
+            };
+            draft.entries.push(entry);
+            if let Some(gone) = gone {
+                world.apply(&gone);
+                draft.entries.push(gone);
             }
         }
-        let is_changed = !decision.entries.is_empty();
-        for entry in &decision.entries {
-            self.append_one(entry);
-            if let (Some(Mutation::ForgetEarly), Entry::ReplicaStopping { replica_id, at, .. }) =
-                (self.options.mutation, entry)
-            {
-                let gone = Entry::ReplicaGone {
-                    replica_id: replica_id.clone(),
-                    at: *at,
-                };
-                self.append_one(&gone);
-            }
-        }
-        self.scheduler.report = decision.report;
-        if is_changed && self.chance.percent(20) {
-            let scheduler = &self.scheduler;
-            let again = decide(&scheduler.world, &scheduler.observed, &scheduler.limits, now);
+        if scheduler.chance.percent(10) && mutation != Some(Mutation::ForgetEarly) {
+            let again = decide(&draft.world, &scheduler.observed, &scheduler.limits, now);
             if let Some(entry) = again.entries.first() {
                 let text = format!("deciding again changes something: {}", brief(entry));
                 self.checkers.broke(Rule::Decision, text);
             }
         }
+        if mutation == Some(Mutation::RestartForNothing) {
+            self.restart_for_nothing(at, draft);
+        }
+        decision.report
     }
 
-    fn send_sets(&mut self) {
-        let machines: Vec<usize> = self.scheduler.sessions.keys().copied().collect();
-        for machine in machines {
-            let id = self.machines[machine].spec.machine_id.clone();
-            let Some(known) = self.scheduler.world.machine(&id) else {
-                self.end_session(machine);
-                continue;
-            };
-            let present = (self.scheduler.world.epoch(), known.generation);
-            let session = self.scheduler.sessions.get_mut(&machine).expect("it was listed");
-            if session.sent == Some(present) {
-                continue;
-            }
-            session.sent = Some(present);
-            let number = session.number;
-            let mut set = self
-                .scheduler
-                .world
-                .assignment_set(&id)
-                .expect("it is registered");
-            if self.options.mutation == Some(Mutation::PlaceTwice) {
-                self.place_twice(&mut set);
-            }
-            let (bytes, position) = set.seal();
-            let mut message = (position, bytes);
-            if self.options.mutation == Some(Mutation::FallBack) && self.chance.percent(20) {
-                message = self.scheduler.former.get(&machine).cloned().unwrap_or(message);
-            } else {
-                self.scheduler
-                    .former
-                    .entry(machine)
-                    .or_insert_with(|| message.clone());
-            }
-            let (position, bytes) = message;
-            self.checkers.sent(machine, &position);
-            self.send_down(machine, number, Down::Set { position, bytes });
-        }
+    /// The mutation: a replica that is as it should be is stopped.
+    fn restart_for_nothing(&mut self, at: usize, draft: &mut Draft) {
+        let scheduler = &mut self.schedulers[at];
+        let live = draft
+            .world
+            .replicas()
+            .values()
+            .filter(|replica| replica.is_live());
+        let ids: Vec<ReplicaId> = live.map(|replica| replica.replica_id.clone()).collect();
+        let Some(id) = scheduler.chance.pick(&ids).cloned() else {
+            return;
+        };
+        let entry = Entry::ReplicaStopping {
+            replica_id: id,
+            cause: berth_scheduler::entry::StopCause::ScaledDown,
+            picked: None,
+            unasked: false,
+            at: berth_api::time::Timestamp::default(),
+        };
+        draft.append(&scheduler.observed, entry);
     }
 
     /// Adds to a set the stateful replicas of every other machine.
-    fn place_twice(&self, set: &mut berth_api::assignment::AssignmentSet) {
-        let world = &self.scheduler.world;
+    pub(super) fn place_twice(world: &World, set: &mut berth_api::assignment::AssignmentSet) {
         let foreign = world
             .replicas()
             .values()
@@ -475,78 +513,5 @@ impl Simulation {
             .sort_by(|one, other| one.replica_id.cmp(&other.replica_id));
         let listed: BTreeSet<_> = set.replicas.iter().map(|a| a.replica_id.clone()).collect();
         set.stops.retain(|stop| !listed.contains(&stop.replica_id));
-    }
-
-    /// Every container and replica that is not as it should be says what it waits for.
-    pub(super) fn check_explanations(&mut self) {
-        let now = self.scheduler_now();
-        let scheduler = &self.scheduler;
-        let ask = |subject, id: &str| {
-            explain(
-                &scheduler.world,
-                &scheduler.observed,
-                &scheduler.limits,
-                now,
-                (subject, id),
-            )
-        };
-        let mut silent = None;
-        for name in scheduler.world.containers().keys() {
-            let Some(state) = container_state(&scheduler.world, &scheduler.observed, name) else {
-                continue;
-            };
-            let explanation = ask(Subject::Container, name.as_str());
-            let says = explanation.as_ref().is_some_and(|explanation| {
-                let is_named = explanation
-                    .waits
-                    .iter()
-                    .all(|wait| !wait.what.is_empty() && !wait.helps.is_empty());
-                let is_failing = state.status == ContainerStatus::Failing && state.message.is_some();
-                is_named && (!explanation.waits.is_empty() || is_failing)
-            });
-            let must = matches!(state.status, ContainerStatus::Pending | ContainerStatus::Failing);
-            if must && !says {
-                silent = Some(format!("container {name}: {state:?}: {explanation:?}"));
-            }
-        }
-        for (id, replica) in scheduler.world.replicas() {
-            let is_ready = scheduler.observed.readiness(&scheduler.world, replica) == Readiness::Ready;
-            if is_ready && replica.is_live() {
-                continue;
-            }
-            let explanation = ask(Subject::Replica, id.as_str());
-            if explanation.as_ref().is_none_or(|e| e.waits.is_empty()) {
-                silent = Some(format!("replica {id}: {explanation:?}"));
-            }
-        }
-        if let Some(text) = silent {
-            self.checkers.broke(Rule::Explanation, text);
-        }
-    }
-}
-
-/// An entry in a line.
-fn brief(entry: &Entry) -> String {
-    match entry {
-        Entry::ContainerPut { spec, revision, .. } => format!(
-            "put {} r{revision} {:?} of {} {}",
-            spec.name,
-            spec.scale,
-            spec.image,
-            if spec.stateful { "stateful" } else { "" }
-        ),
-        Entry::ReplicaPlaced(placed) => format!(
-            "placed {} on {} {}{}",
-            placed.replica_id,
-            placed.machine_id,
-            placed.ip,
-            if placed.granted.is_some() { " squeezed" } else { "" }
-        ),
-        Entry::ReplicaStopping {
-            replica_id, cause, ..
-        } => format!("stopping {replica_id}: {cause}"),
-        Entry::ReplicaGone { replica_id, .. } => format!("gone {replica_id}"),
-        Entry::MachineRegistered { spec, .. } => format!("registered {}", spec.machine_id),
-        other => format!("{other:?}"),
     }
 }
