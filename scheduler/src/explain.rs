@@ -59,7 +59,9 @@ impl Context<'_> {
         let counts = format!("{} of {} replicas are ready", ready.count(), container.wanted());
         let mut waits: Vec<Waiting> = self.waits_of(name).map(waiting).collect();
         if state.status != ContainerStatus::Stopped {
-            for replica in self.world.replicas_of(name).filter(|replica| replica.is_live()) {
+            // Those that are placed at this very moment too: nothing else may speak of them.
+            let after = self.after();
+            for replica in after.replicas_of(name).filter(|replica| replica.is_live()) {
                 waits.extend(self.own_waits(replica));
             }
         }
@@ -108,6 +110,15 @@ impl Context<'_> {
             filters: placement.map(|unplaced| filters(unplaced)).unwrap_or_default(),
             facts,
         })
+    }
+
+    /// The world with what is decided at this moment.
+    fn after(&self) -> World {
+        let mut after = self.world.clone();
+        for entry in &self.decision.entries {
+            after.apply(entry);
+        }
+        after
     }
 
     /// What the last decision left waiting for a container.

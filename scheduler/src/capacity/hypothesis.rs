@@ -15,7 +15,7 @@ use super::{Move, Unmet};
 use crate::decide::request;
 use crate::entry::{Entry, MachineHealthState, Placed, StopCause};
 use crate::placement::{self, Fleet, Place, Request};
-use crate::world::{Allocated, World};
+use crate::world::{Allocated, Replica, World};
 
 /// Whether imagined machines come before or after all others where placement goes by id. Nobody knows the ids that a cloud
 /// will give, so a plan has to hold both ways.
@@ -128,7 +128,7 @@ impl<'a> Hypothesis<'a> {
         let leaving: Vec<Unmet> = trial
             .world
             .replicas_on(id)
-            .filter(|replica| replica.is_live())
+            .filter(|replica| replica.is_live() && trial.is_of_kind(replica))
             .map(|replica| Unmet {
                 container: replica.container.clone(),
                 ordinal: replica.ordinal,
@@ -162,6 +162,12 @@ impl<'a> Hypothesis<'a> {
         }
         *self = trial;
         Some(moves)
+    }
+
+    /// Not left over from a declaration of the other kind: such a one stops and needs no place.
+    fn is_of_kind(&self, replica: &Replica) -> bool {
+        let container = self.world.container(&replica.container);
+        container.is_some_and(|container| container.spec.stateful == replica.ordinal.is_some())
     }
 
     fn move_to(&mut self, id: &ReplicaId, place: Place, at: Timestamp) {

@@ -160,8 +160,13 @@ impl<'a> Tally<'a> {
                 .and_then(|replica| self.before.machine(&replica.machine_id));
             machine.is_some_and(|machine| machine.draining_since.is_some())
         };
+        let is_of_kind = |id: &&&ReplicaId| {
+            let replica = self.before.replica(id);
+            replica.is_some_and(|replica| replica.ordinal.is_some() == container.spec.stateful)
+        };
         let stopped = self.stopped.get(name).into_iter().flatten();
-        to_u64(stopped.filter(|id| !drains(id)).count()).saturating_sub(may)
+        let others = stopped.filter(|id| !drains(id)).filter(is_of_kind);
+        to_u64(others.count()).saturating_sub(may)
     }
 }
 

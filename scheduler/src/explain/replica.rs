@@ -5,7 +5,7 @@ use berth_api::id::ReplicaId;
 use berth_api::replica::{Phase, ReplicaStatus};
 
 use super::{Context, filters, serde_word, waiting};
-use crate::entry::MachineHealthState;
+use crate::entry::{Entry, MachineHealthState};
 use crate::reconcile::{Squeeze, WaitReason};
 use crate::status;
 use crate::world::{Container, Readiness, Replica};
@@ -27,6 +27,7 @@ impl Context<'_> {
             .map(waiting)
             .collect();
         waits.extend(self.own_waits(replica));
+        waits.extend(self.last_wait(replica));
         let no_room = self
             .waits_of(&replica.container)
             .filter(about)
@@ -76,6 +77,19 @@ impl Context<'_> {
             since: wait.map_or(replica.placed_at, |wait| wait.since),
             next_attempt: wait.and_then(|wait| wait.next_attempt),
             helps: helps(report),
+        })
+    }
+
+    /// Of a replica that is forgotten at this moment.
+    fn last_wait(&self, replica: &Replica) -> Option<Waiting> {
+        let id = &replica.replica_id;
+        let is_gone =
+            |entry: &Entry| matches!(entry, Entry::ReplicaGone { replica_id, .. } if replica_id == id);
+        self.decision.entries.iter().any(is_gone).then(|| Waiting {
+            what: format!("replica {id} waits to be forgotten: nothing is left of it"),
+            since: self.now.wall,
+            next_attempt: None,
+            helps: "nothing to do: it is forgotten in a moment".to_owned(),
         })
     }
 
