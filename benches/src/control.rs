@@ -30,6 +30,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use berth_api::time::Timestamp;
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
 use figures::Figures;
 
@@ -55,6 +56,16 @@ pub(crate) struct Context {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    // An interrupt ends the measurements and not the process, so that the programs which they started are killed.
+    let mut ended = signal(SignalKind::terminate())?;
+    tokio::select! {
+        outcome = run() => outcome,
+        _ = ended.recv() => bail!("ended by a signal"),
+        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+    }
+}
+
+async fn run() -> anyhow::Result<()> {
     let mut programs = PathBuf::from("target/release");
     let mut names = Vec::new();
     let mut words = std::env::args().skip(1);
@@ -77,15 +88,18 @@ async fn main() -> anyhow::Result<()> {
             1
         },
     };
-    let mut figures = Figures::default();
+    let mut measured = serde_json::Map::new();
     for name in NAMES {
         if !names.is_empty() && !names.iter().any(|wanted| wanted == name) {
             continue;
         }
         say(&format!("measuring {name}"))?;
+        let mut figures = Figures::default();
         measure(name, &context, &mut figures)
             .await
             .with_context(|| format!("measurement {name}"))?;
+        say(&figures.table())?;
+        measured.insert((*name).to_owned(), figures.json());
     }
     let output = Path::new("target/bench/control.json");
     std::fs::create_dir_all("target/bench")?;
@@ -93,10 +107,9 @@ async fn main() -> anyhow::Result<()> {
         "takenAt": Timestamp::now().to_string(),
         "isQuick": context.divisor > 1,
         "cores": std::thread::available_parallelism()?.get(),
-        "figures": figures.json(),
+        "figures": measured,
     });
     std::fs::write(output, serde_json::to_vec_pretty(&document)?)?;
-    say(&figures.table())?;
     say(&format!("written to {}", output.display()))
 }
 

@@ -23,9 +23,7 @@ use berth_api::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::entry::{Entry, RolloutTurned};
-use crate::world::{
-    self, Container, Former, FormerEnd, Now, Observed, Readiness, Replica, RolloutTurn, World,
-};
+use crate::world::{Container, Former, FormerEnd, Now, Observed, Readiness, Replica, RolloutTurn, World};
 
 /// When a rollout counts as failed or as done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -203,7 +201,7 @@ fn entry(
     }
     let cause = cause.map(|cause| format!(", the last: {cause}"));
     let reason = format!("{failed} failed starts{}", cause.unwrap_or_default());
-    let is_rollback = rollout.cause == world::RolloutCause::RolledBack;
+    let is_rollback = rollout.cause == RolloutCause::RolledBack;
     match container.fallback().filter(|_| !is_rollback) {
         Some(to) => Some(Entry::RolloutTurned(RolloutTurned {
             container: container_name(),
@@ -268,7 +266,7 @@ pub fn view(world: &World, observed: &Observed, name: &ContainerName) -> Option<
         id: rollout.id,
         phase,
         reason,
-        cause: cause(rollout.cause),
+        cause: rollout.cause,
         changes: rollout.changes.clone(),
         image: container.spec.image.clone(),
         started_at: rollout.started_at,
@@ -282,16 +280,6 @@ pub fn view(world: &World, observed: &Observed, name: &ContainerName) -> Option<
         can_undo: undo(container).is_some(),
         previous: rollout.former.as_ref().map(former),
     })
-}
-
-fn cause(cause: world::RolloutCause) -> RolloutCause {
-    match cause {
-        world::RolloutCause::Created => RolloutCause::Created,
-        world::RolloutCause::Changed => RolloutCause::Changed,
-        world::RolloutCause::RolledBack => RolloutCause::RolledBack,
-        world::RolloutCause::Undone => RolloutCause::Undone,
-        world::RolloutCause::Retried => RolloutCause::Retried,
-    }
 }
 
 fn former(former: &Former) -> berth_api::rest::rollout::FormerRollout {

@@ -41,7 +41,7 @@ pub use events::{EVENTS_MAX, Events};
 pub use kept::{KEPT_MAX, KEPT_MAX_AGE, KeptWrite, KeptWrites};
 pub use map::Map;
 pub use observed::{Now, Observed, ObservedMachine, Readiness};
-pub use rollout::{Former, FormerEnd, Rollout, RolloutCause, RolloutTurn, Stalled};
+pub use rollout::{Former, FormerEnd, Rollout, RolloutTurn, Stalled};
 
 /// One cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

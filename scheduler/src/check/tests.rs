@@ -339,3 +339,62 @@ fn stops_and_ends_out_of_turn_are_named() {
         assert_agreement(&town, &wrong);
     }
 }
+
+#[test]
+fn a_former_declaration_goes_with_the_last_replica_that_ran_it() {
+    let mut town = Town::of(1);
+    let image = |image: &str| {
+        let mut spec = stateless("a", 2);
+        spec.image = image.parse().unwrap();
+        spec
+    };
+    town.put(image("registry.example.com/a:1"));
+    town.settle();
+    town.put(image("registry.example.com/a:2"));
+    // One of two is replaced, and more is declared before the rollout completes.
+    while !town
+        .world
+        .replicas()
+        .values()
+        .any(|replica| replica.revision == 2)
+    {
+        town.decide();
+    }
+    town.put(image("registry.example.com/a:3"));
+    town.act(Entry::RolloutPaused {
+        container: "a".parse().unwrap(),
+        at: town.now.wall,
+    });
+    let replica = town
+        .world
+        .replicas()
+        .values()
+        .find(|replica| replica.revision == 2);
+    let replica = replica.unwrap().clone();
+    let stopping = Entry::ReplicaStopping {
+        replica_id: replica.replica_id.clone(),
+        cause: StopCause::MachineDraining,
+        picked: None,
+        unasked: false,
+        at: town.now.wall,
+    };
+    let gone = Entry::ReplicaGone {
+        replica_id: replica.replica_id.clone(),
+        at: town.now.wall,
+    };
+    let Entry::ReplicaPlaced(mut back) = placed(&town, "a-m1-later", "a", "m1", 99) else {
+        unreachable!("a place");
+    };
+    back.revision = 2;
+    let back = Entry::ReplicaPlaced(back);
+    let beside = [stopping.clone(), back.clone(), gone.clone()];
+    assert_agreement(&town, &beside);
+    assert_eq!(check(&town.world, &beside), vec![]);
+    let after = [stopping, gone, back];
+    assert_agreement(&town, &after);
+    let violations = check(&town.world, &after);
+    assert!(
+        matches!(violations[..], [Violation::Inapplicable { number: 3, .. }]),
+        "{violations:?}"
+    );
+}

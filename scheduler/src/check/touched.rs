@@ -25,6 +25,10 @@ struct Overlay<'a> {
     health: BTreeMap<&'a MachineId, MachineHealthState>,
     /// Containers whose rollouts the decision completes.
     completed: BTreeSet<&'a ContainerName>,
+    /// What the decision has placed last of each ordinal.
+    last: BTreeMap<(&'a ContainerName, u32), u64>,
+    /// Former declarations that went with the last replica that ran them.
+    forgotten: BTreeSet<(&'a ContainerName, u64)>,
     violations: Vec<Violation>,
 }
 
@@ -47,6 +51,8 @@ pub(super) fn check(before: &World, entries: &[Entry]) -> Option<Vec<Violation>>
         resized: BTreeMap::new(),
         health: BTreeMap::new(),
         completed: BTreeSet::new(),
+        last: BTreeMap::new(),
+        forgotten: BTreeSet::new(),
         violations: vec![],
     };
     for (index, entry) in entries.iter().enumerate() {
@@ -194,15 +200,46 @@ impl<'a> Overlay<'a> {
         }
         self.stopped.remove(id);
         self.resized.remove(id);
-        match self.placed.remove(id) {
+        let container = match self.placed.remove(id) {
             Some(placed) => {
                 self.on.entry(&placed.machine_id).or_default().remove(id);
+                Some(&placed.container)
             }
             None => {
                 self.gone.insert(id);
+                self.before.replica(id).map(|replica| &replica.container)
             }
+        };
+        if let Some(name) = container {
+            self.forget(name);
         }
         Ok(())
+    }
+
+    /// With its last replica goes a former declaration, unless it completed or an open rollout may lead back to it.
+    fn forget(&mut self, name: &'a ContainerName) {
+        let Some(container) = self
+            .before
+            .container(name)
+            .filter(|known| !known.older.is_empty())
+        else {
+            return;
+        };
+        let mut used: BTreeSet<u64> = container.completed.iter().copied().collect();
+        if container.open_rollout().is_some() && !self.completed.contains(name) {
+            let known = container.last_revisions.iter();
+            let known = known.filter(|(ordinal, _)| !self.last.contains_key(&(name, **ordinal)));
+            used.extend(known.map(|(_, revision)| *revision));
+            let placed = self.last.iter().filter(|((of, _), _)| *of == name);
+            used.extend(placed.map(|(_, revision)| *revision));
+        }
+        let there = self.before.replicas_of(name);
+        let there = there.filter(|replica| !self.gone.contains(&replica.replica_id));
+        used.extend(there.map(|replica| replica.revision));
+        let placed = self.placed.values().filter(|placed| placed.container == *name);
+        used.extend(placed.map(|placed| placed.revision));
+        let unused = container.older.keys().filter(|revision| !used.contains(revision));
+        self.forgotten.extend(unused.map(|revision| (name, *revision)));
     }
 
     fn place(&mut self, placed: &'a Placed) -> Result<(), End> {
@@ -215,6 +252,12 @@ impl<'a> Overlay<'a> {
         let container = self.before.container(&placed.container);
         let container = container
             .ok_or_else(|| End::Inapplicable(format!("container {} does not exist", placed.container)))?;
+        if self.forgotten.contains(&(&placed.container, placed.revision)) {
+            return inapplicable(format!(
+                "container {} has no revision {}",
+                placed.container, placed.revision
+            ));
+        }
         let machine = self.before.machine(&placed.machine_id);
         let machine = machine
             .ok_or_else(|| End::Inapplicable(format!("machine {} is not registered", placed.machine_id)))?;
@@ -240,6 +283,9 @@ impl<'a> Overlay<'a> {
                     other.replica_id
                 ));
             }
+        }
+        if let Some(ordinal) = placed.ordinal {
+            self.last.insert((&placed.container, ordinal), placed.revision);
         }
         self.placed.insert(id, placed);
         self.on.entry(&placed.machine_id).or_default().insert(id);

@@ -297,7 +297,7 @@ fn heal(town: &mut Town) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 120, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
 
     #[test]
     fn every_history_is_checked_final_explained_and_comes_to_rest(

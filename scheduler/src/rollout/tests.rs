@@ -2,7 +2,7 @@
 
 use berth_api::container::{ContainerSpec, DisruptionBudget, RollbackPolicy};
 use berth_api::explain::Subject;
-use berth_api::id::{ContainerName, MachineId};
+use berth_api::id::{ContainerName, MachineId, ReplicaId};
 use berth_api::rest::container::{ContainerStatus, ContainerStatusReason};
 
 use super::*;
@@ -362,6 +362,45 @@ fn a_paused_rollout_moves_nothing_and_what_is_lost_comes_back_as_it_was() {
     assert_eq!(images(&town, "web"), ["app:2"; 6]);
     assert_eq!(told(&town, "web").phase, RolloutPhase::Completed);
     town.assert_replay();
+}
+
+#[test]
+fn a_replacement_that_had_come_when_the_rollout_was_paused_stays() {
+    let mut town = Town::of(3);
+    town.put(stateless("web", 3));
+    town.settle();
+    town.put(image(stateless("web", 3), "app:2"));
+    let ids = |town: &Town| -> Vec<ReplicaId> {
+        let name = name("web");
+        let replicas = town.world.replicas_of(&name);
+        replicas
+            .filter(|replica| replica.is_live())
+            .map(|replica| replica.replica_id.clone())
+            .collect()
+    };
+    while ids(&town).len() < 4 {
+        town.decide();
+    }
+    let before = ids(&town);
+    // It is not ready yet: nothing stops for it, and it does not stop.
+    pause(&mut town, "web");
+    town.settle();
+    assert_eq!(ids(&town), before);
+    resume(&mut town, "web");
+    town.settle();
+    assert_eq!(images(&town, "web"), ["app:2"; 3]);
+    town.put(image(stateless("web", 3), "app:3"));
+    while ids(&town).len() < 4 {
+        town.decide();
+    }
+    pause(&mut town, "web");
+    let at = town.now.wall;
+    town.act(Entry::ContainerStopped {
+        container: name("web"),
+        at,
+    });
+    town.settle();
+    assert_eq!(ids(&town).len(), 0, "a stopped container keeps nothing");
 }
 
 #[test]

@@ -8,10 +8,9 @@
 //! Heads are never equal unless one write made them, so a write whose answer was lost is sent again and recognises
 //! itself. The keys are described in [`layout`].
 //!
-//! etcd keeps every former value of a key until it is told otherwise. [`Etcd::housekeep`] tells it: history older than
-//! two periods is given up, as the API server of Kubernetes does. etcd's own file shrinks only by defragmenting it,
-//! which is the operator's.
+//! etcd keeps every former value of a key until it is told otherwise. [`Etcd::housekeep`] tells it.
 
+mod compaction;
 mod connection;
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -26,7 +25,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use berth_api::id::ClusterId;
 use etcd_client::{
@@ -35,7 +33,6 @@ use etcd_client::{
 };
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use tokio_util::sync::CancellationToken;
 
 use super::memory::fence;
 use super::{Head, History, Row, Snapshot, SnapshotRow, Store, StoreError, chain, verify};
@@ -45,6 +42,7 @@ use layout::{
     encode_rows, encode_snapshot, end_of,
 };
 
+pub use compaction::COMPACT_PERIOD;
 pub use connection::{EtcdOptions, EtcdTls, EtcdUser};
 pub(crate) use layout::decode_id as cluster_of_segment;
 pub use ownership::Member;
@@ -58,8 +56,6 @@ const KEYS_PER_PAGE: i64 = 2000;
 const ANSWER_MAX_BYTES: usize = 32 << 20;
 /// A read whose revision is given up meanwhile begins anew; it would have to last for two periods of housekeeping.
 const LOAD_ATTEMPTS_MAX: u32 = 3;
-/// Former values are kept for one to two of these.
-pub const COMPACT_PERIOD: Duration = Duration::from_secs(300);
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -661,69 +657,6 @@ impl Etcd {
             ],
         };
         self.commit("delete a log", cluster, change).await
-    }
-
-    /// Gives up the history of etcd, every `period`, until `stop`. Several processes share the work: in each period the
-    /// first one does it.
-    pub async fn housekeep(&self, period: Duration, stop: CancellationToken) {
-        let mut seen = (0, 0);
-        loop {
-            match self.compact(seen).await {
-                Ok(now) => seen = now,
-                Err(error) => tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "cannot compact etcd; trying again in the next period"
-                ),
-            }
-            if stop
-                .run_until_cancelled(tokio::time::sleep(period))
-                .await
-                .is_none()
-            {
-                return;
-            }
-        }
-    }
-
-    /// Gives up what is older than `revision` when nobody has done so since `version` of the note was seen. Returns the
-    /// version of the note and the revision of now, for the next call.
-    async fn compact(&self, (version, revision): (i64, i64)) -> Result<(i64, i64), StoreError> {
-        let key = self.keys.compacted();
-        let txn = Txn::new()
-            .when([Compare::version(key.as_str(), CompareOp::Equal, version)])
-            .and_then([TxnOp::put(key.as_str(), revision.to_string(), None)])
-            .or_else([TxnOp::get(key.as_str(), None)]);
-        let answer = self
-            .connection
-            .call("note a compaction", |client| {
-                let txn = txn.clone();
-                async move { kv(&client).txn(txn).await }
-            })
-            .await?;
-        let now = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
-        if !answer.succeeded() {
-            let found = answer
-                .op_responses()
-                .into_iter()
-                .find_map(|response| match response {
-                    TxnOpResponse::Get(get) => get.kvs().first().map(etcd_client::KeyValue::version),
-                    _ => None,
-                });
-            return Ok((found.unwrap_or(0), now));
-        }
-        if revision > 0 {
-            let compacted = self
-                .connection
-                .call("give up former values", |client| async move {
-                    kv(&client).compact(revision, None).await
-                })
-                .await;
-            match compacted {
-                Err(error) if !is_compacted(&error) => return Err(error),
-                Ok(_) | Err(_) => tracing::debug!(revision, "etcd is compacted"),
-            }
-        }
-        Ok((version + 1, now))
     }
 }
 

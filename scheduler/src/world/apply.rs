@@ -8,13 +8,14 @@ use berth_api::container::{ContainerSpec, Granted, Scale};
 use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
 use berth_api::machine::{AssignedNetwork, MachineSpec};
 use berth_api::rest::cluster::CapacityReason;
+use berth_api::rest::rollout::RolloutCause;
 use berth_api::time::Timestamp;
 use imbl::OrdSet;
 
 use super::replicas::Replicas;
 use super::{
-    Allocated, Container, Events, HeldStops, KeptWrites, Machine, Map, Replica, Rollout, RolloutCause,
-    Stopping, Wish, World,
+    Allocated, Container, Events, HeldStops, KeptWrites, Machine, Map, Replica, Rollout, Stopping, Wish,
+    World,
 };
 use crate::entry::{
     CapacityWish, ContainerScaled, Entry, MachineHealthState, Picked, Placed, Removal, StopCause, TokenKind,

@@ -15,26 +15,13 @@ use std::collections::BTreeSet;
 use berth_api::container::ContainerSpec;
 use berth_api::id::ContainerName;
 use berth_api::rest::container::changes;
+use berth_api::rest::rollout::RolloutCause;
 use berth_api::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::apply::ApplyError;
 use super::{Container, World, same_template};
 use crate::entry::{Entry, RolloutTurned};
-
-/// Why a rollout was started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum RolloutCause {
-    Created,
-    Changed,
-    /// The one before failed, and this goes back to the last that completed.
-    RolledBack,
-    /// A user asked to go back to the last that completed.
-    Undone,
-    /// A user asked to try again what was rolled back.
-    Retried,
-}
 
 /// How a container turns to a declaration that it had before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

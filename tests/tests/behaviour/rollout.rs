@@ -1,5 +1,6 @@
 //! A new version that does not start goes back by itself; a paused one stands still.
 
+use berth_api::rest::operator::ReplicaView;
 use serde_json::{Value, json};
 
 use super::dev::{Dev, container, until};
@@ -45,7 +46,7 @@ fn a_version_that_does_not_start_is_rolled_back_and_the_service_goes_on() {
         assert_eq!(back["cause"], "rolledBack", "{how}");
         assert_eq!(back["previous"]["phase"], "rolledBack", "{how}");
         let after = dev.until_ready("web", 2);
-        let same = |one: &[berth_api::rest::operator::ReplicaView]| -> Vec<_> {
+        let same = |one: &[ReplicaView]| -> Vec<_> {
             one.iter()
                 .map(|replica| (replica.replica_id.clone(), replica.pid))
                 .collect()
@@ -73,12 +74,21 @@ fn a_paused_rollout_stands_still_until_it_is_resumed() {
     });
     let mut next = container(&dev, "web", 3);
     next["env"] = json!({"VERSION": "2"});
+    // The new version is healthy only when the test says so: however slow the machine, the pause comes half way.
+    next["healthCheck"]["path"] = json!("/read?path=/gate");
+    let open = |replica: &ReplicaView| {
+        // It may not listen yet, or no longer.
+        drop(dev.try_ask(replica, "/write?path=/gate&text=open"));
+    };
+    let new = || dev.of("web").into_iter().filter(|replica| !replica.outdated);
     dev.apply_at_once(&[next]);
+    until("the first of the new version is there", || new().next());
     dev.succeed(&["rollout", "pause", "web"]);
     // What was on its way comes up; the rest stays as it is.
     let paused = until("it stands still", || {
+        new().for_each(|replica| open(&replica));
         let now = rollout(&dev, "web");
-        (now["phase"] == "paused" && now["ready"] == now["updated"]).then_some(now)
+        (now["phase"] == "paused" && now["ready"] == now["updated"] && now["ready"] != 0).then_some(now)
     });
     assert!(paused["old"].as_u64().unwrap() > 0, "{paused}");
     let replicas = |dev: &Dev| -> Vec<_> {
@@ -109,6 +119,7 @@ fn a_paused_rollout_stands_still_until_it_is_resumed() {
     );
     dev.succeed(&["rollout", "resume", "web"]);
     until("it is complete", || {
+        new().for_each(|replica| open(&replica));
         let now = rollout(&dev, "web");
         (now["phase"] == "completed" && now["updated"] == 3).then_some(())
     });

@@ -1,6 +1,8 @@
 //! What only etcd can suffer or must prove, on a real etcd: another writer, values above its limits, a lost answer, lost
 //! members, former values given up. The rules of every store are tried in [`super::super::suite`].
 
+use std::time::Duration;
+
 use super::fixture::{EtcdCluster, skip_without_etcd};
 use super::*;
 
