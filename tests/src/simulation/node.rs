@@ -467,7 +467,8 @@ impl Simulation {
         }
         let now = self.now;
         let daemon = self.machines[machine].daemon.as_mut().expect("its life goes on");
-        if daemon.turn_at == Some(now) {
+        // Later than it was due when the daemon was paused meanwhile.
+        if daemon.turn_at.is_some_and(|due| due <= now) {
             daemon.turn_at = None;
             self.turn(machine);
         }
