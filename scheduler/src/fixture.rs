@@ -157,6 +157,8 @@ pub(crate) struct Town {
     nodes: BTreeMap<MachineId, Node>,
     /// Containers whose replicas never get ready.
     pub broken_images: BTreeSet<String>,
+    /// Replicas that run and fail their health check.
+    pub sick: BTreeSet<String>,
     /// Images that crash at each start, a dozen times at most.
     pub crashing_images: BTreeSet<String>,
     /// Volumes of what has ended are not released.
@@ -191,6 +193,7 @@ impl Town {
             report: Report::default(),
             nodes: BTreeMap::new(),
             broken_images: BTreeSet::new(),
+            sick: BTreeSet::new(),
             crashing_images: BTreeSet::new(),
             is_release_slow: false,
             usage: None,
@@ -349,6 +352,7 @@ impl Town {
                 None => Phase::Assigned,
                 Some(_) if is_broken => Phase::Backoff,
                 Some(Phase::Assigned) => Phase::Started,
+                Some(_) if self.sick.contains(assignment.replica_id.as_str()) => Phase::Unhealthy,
                 Some(_) => Phase::Healthy,
             };
             let status = ReplicaStatus {

@@ -4,8 +4,8 @@
 //! that is held. Pure.
 //!
 //! - Asked for is what follows from a write: the container or cluster is deleted or stopped, the machine drains, there are more
-//!   replicas than are declared (of a scaled container: than its minimum, and half of what it has), it was declared anew as
-//!   the other kind, and what a rollout may take out of service at a time.
+//!   replicas than are declared (of a scaled container: than its minimum, and half of what it has), the ordinal is beyond those
+//!   declared, it was declared anew as the other kind, and what a rollout may take out of service at a time.
 //! - All other stops of ready replicas are unasked. The rules make none: one is a fault of this program or of its state. Up to
 //!   [`Rules::min_replicas`], or [`Rules::percent`] of all ready replicas, within [`WINDOW`] they are let pass; more are held,
 //!   all of them, and stay held until an operator releases them for [`RELEASE`], or until nothing asks for them any more.
@@ -109,12 +109,21 @@ pub fn unasked<'a>(
             .saturating_sub(floor(world, container));
         // Stateless replicas of what is stateful by now, or the reverse.
         let is_former = |replica: &&&Replica| replica.ordinal.is_some() != container.spec.stateful;
+        let is_beyond = |replica: &&&Replica| replica.ordinal >= Some(most(container));
         let others = stops
             .iter()
-            .filter(|replica| !is_draining(replica) && !is_former(replica));
+            .filter(|replica| !is_draining(replica) && !is_former(replica) && !is_beyond(replica));
         unasked.extend(others.skip(may).map(|replica| replica.replica_id.clone()));
     }
     unasked
+}
+
+/// More replicas than this nobody has asked for: an ordinal that is not below it goes, whatever the others do.
+fn most(container: &Container) -> u32 {
+    match &container.spec.scale {
+        Scale::Replicas(count) => *count,
+        Scale::Autoscaling(scale) => scale.max,
+    }
 }
 
 /// Fewer replicas than this nobody has asked for.

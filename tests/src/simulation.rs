@@ -52,8 +52,9 @@ use berth_node::replica::{Failure as StepFailure, Outcome, Step};
 
 use chance::Chance;
 use checkers::Checkers;
+use link::Stream;
 use node::Machine;
-use operations::Client;
+use operations::{Ask, Client};
 use scheduler::Scheduler;
 use store::{Answer, Store};
 use weather::Weather;
@@ -264,6 +265,8 @@ enum Up {
     Status {
         replicas: Vec<ReplicaStatus>,
         unlisted: Vec<ReplicaId>,
+        /// The set that was accepted when it was written down.
+        accepted: Position,
     },
 }
 
@@ -287,6 +290,8 @@ enum Event {
         number: u32,
     },
     Calm,
+    /// Nobody asks for anything any more; what somebody paused goes on.
+    Resume,
     Sample,
     SchedulerStart {
         scheduler: usize,
@@ -333,11 +338,13 @@ enum Event {
         scheduler: usize,
         machine: usize,
         session: u64,
+        number: u64,
         message: Up,
     },
     ToNode {
         machine: usize,
         session: u64,
+        number: u64,
         message: Down,
     },
     PowerOn {
@@ -480,6 +487,9 @@ struct Simulation {
     store: Store,
     schedulers: Vec<Scheduler>,
     last_session: u64,
+    /// The two directions of each session.
+    up: BTreeMap<u64, Stream<Up>>,
+    down: BTreeMap<u64, Stream<Down>>,
     /// The first set sent to each machine, for the mutation that repeats it.
     former: BTreeMap<usize, (Position, Vec<u8>)>,
     clients: BTreeMap<u64, Client>,
@@ -512,7 +522,7 @@ impl Simulation {
         let plan = operator::plan(&mut chance, weather.ends_at, weather.pace_max_ms);
         let mut checkers = Checkers::default();
         for (index, machine) in machines.iter().enumerate() {
-            checkers.hardware(machine.spec.machine_id.clone(), index, machine.usable());
+            checkers.hardware(&machine.spec, index, machine.usable());
         }
         let store = Store::new(&weather::created(), schedulers.len() > 1, &mut checkers);
         let acted = weather::PARTS.into_iter().filter(|part| has(*part)).collect();
@@ -525,6 +535,8 @@ impl Simulation {
             store,
             schedulers,
             last_session: 0,
+            up: BTreeMap::new(),
+            down: BTreeMap::new(),
             former: BTreeMap::new(),
             clients: BTreeMap::new(),
             machines,
@@ -621,6 +633,7 @@ impl Simulation {
             | Event::Probe { machine, .. } => Some(self.machines[*machine].paused_until),
             Event::Act { .. }
             | Event::Calm
+            | Event::Resume
             | Event::Sample
             | Event::SchedulerStart { .. }
             | Event::StoreArrives { .. }
@@ -639,6 +652,7 @@ impl Simulation {
         match event {
             Event::Act { number } => self.act(number),
             Event::Calm => self.calm(),
+            Event::Resume => self.ask(Chance::of(self.seed, 4_000_000), Ask::Resume),
             Event::Sample => self.sample(),
             Event::SchedulerStart { scheduler } => self.scheduler_start(scheduler),
             Event::SchedulerStep { scheduler, life } => self.scheduler_step(scheduler, life),
@@ -659,8 +673,9 @@ impl Simulation {
                 scheduler,
                 machine,
                 session,
+                number,
                 message,
-            } => self.scheduler_hears(scheduler, machine, session, message),
+            } => self.arrives_up(scheduler, machine, (session, number), message),
             other => self.happen_on_machine(other),
         }
     }
@@ -670,8 +685,9 @@ impl Simulation {
             Event::ToNode {
                 machine,
                 session,
+                number,
                 message,
-            } => self.node_hears(machine, session, message),
+            } => self.arrives_down(machine, session, number, message),
             Event::PowerOn { machine } => self.power_on(machine),
             Event::DaemonStart { machine, life } => self.daemon_start(machine, life),
             Event::Dial { machine, life } => self.dial(machine, life),

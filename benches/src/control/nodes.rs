@@ -261,5 +261,6 @@ fn status_of(set: Option<&AssignmentSet>) -> anyhow::Result<Status> {
         replicas: serde_json::to_vec(&replicas)?.into(),
         machine: b"{\"subsystems\":[]}".to_vec().into(),
         unlisted_replica_ids: Vec::new(),
+        accepted: None,
     })
 }

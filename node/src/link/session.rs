@@ -306,6 +306,7 @@ impl Session {
                 .expect("a health has text keys")
                 .into(),
             unlisted_replica_ids: snapshot.unlisted.iter().map(ToString::to_string).collect(),
+            accepted: Some(position_of(&snapshot)),
         };
         self.status_due = false;
         self.status_sent_at = Some(monotonic());

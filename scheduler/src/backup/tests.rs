@@ -259,6 +259,7 @@ async fn stops(handle: &crate::ClusterHandle, id: &str, accepted: Position) -> V
         replicas: Vec::new(),
         health: Default::default(),
         unlisted: std::iter::once(berth_api::id::ReplicaId::new("web-abc123").unwrap()).collect(),
+        accepted: None,
     };
     handle.node_status(id, status).await.unwrap()
 }

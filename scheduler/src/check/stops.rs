@@ -165,7 +165,18 @@ impl<'a> Tally<'a> {
             replica.is_some_and(|replica| replica.ordinal.is_some() == container.spec.stateful)
         };
         let stopped = self.stopped.get(name).into_iter().flatten();
-        let others = stopped.filter(|id| !drains(id)).filter(is_of_kind);
+        let declared = match &container.spec.scale {
+            Scale::Replicas(count) => *count,
+            Scale::Autoscaling(bounds) => bounds.max,
+        };
+        let is_within = |id: &&&ReplicaId| {
+            let replica = self.before.replica(id);
+            replica.is_some_and(|replica| replica.ordinal.is_none_or(|ordinal| ordinal < declared))
+        };
+        let others = stopped
+            .filter(|id| !drains(id))
+            .filter(is_of_kind)
+            .filter(is_within);
         to_u64(others.count()).saturating_sub(may)
     }
 }

@@ -35,6 +35,9 @@ pub struct NodeStatus {
     pub health: MachineHealth,
     /// What runs and is in no accepted set.
     pub unlisted: BTreeSet<ReplicaId>,
+    /// Epoch and generation of the set that was accepted when the machine wrote this down. Older nodes do not tell: then the
+    /// last acknowledged one counts.
+    pub accepted: Option<(u64, u64)>,
 }
 
 /// A heartbeat by the plain wire API.
@@ -414,6 +417,8 @@ fn take_status(
     let machine = draft.machine(machine_id)?;
     let present = (draft.world().epoch(), machine.generation);
     let acknowledged = draft.memory.acknowledged.get(machine_id).copied();
+    // A status may have been written down before the set was accepted, and sent after the acknowledgement.
+    let accepted = acknowledged.map(|set| status.accepted.map_or(set, |told| told.min(set)));
     let heard = hear(draft, machine_id);
     if !heard.machine.is_linked || heard.machine.health != status.health {
         *heard.has_news = true;
@@ -421,7 +426,7 @@ fn take_status(
         heard.machine.health = status.health;
     }
     heard.say(Said {
-        accepted: acknowledged,
+        accepted,
         unlisted: status.unlisted,
         // The plain wire API alone counts traffic so far.
         http: BTreeMap::new(),
@@ -431,7 +436,7 @@ fn take_status(
             .map(|status| (status.replica_id.clone(), status))
             .collect(),
     });
-    if acknowledged != Some(present) || draft.memory.doubted.contains(machine_id) {
+    if accepted != Some(present) || draft.memory.doubted.contains(machine_id) {
         return Ok(Vec::new());
     }
     let unlisted = draft

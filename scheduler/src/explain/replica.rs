@@ -28,6 +28,9 @@ impl Context<'_> {
             .collect();
         waits.extend(self.own_waits(replica));
         waits.extend(self.last_wait(replica));
+        if waits.is_empty() {
+            waits.extend(self.heard_again(replica));
+        }
         let no_room = self
             .waits_of(&replica.container)
             .filter(about)
@@ -90,6 +93,21 @@ impl Context<'_> {
             since: self.now.wall,
             next_attempt: None,
             helps: "nothing to do: it is forgotten in a moment".to_owned(),
+        })
+    }
+
+    /// Of a replica on a machine that was silent and is heard again: the next decision takes it for running.
+    fn heard_again(&self, replica: &Replica) -> Option<Waiting> {
+        let machine = self.world.machine(&replica.machine_id)?;
+        let is_silent = machine.health == MachineHealthState::Unhealthy;
+        is_silent.then(|| Waiting {
+            what: format!(
+                "replica {} waits for machine {} to be taken for running again: it was silent and is heard again",
+                replica.replica_id, replica.machine_id
+            ),
+            since: replica.placed_at,
+            next_attempt: None,
+            helps: "nothing to do: it is decided in a moment".to_owned(),
         })
     }
 

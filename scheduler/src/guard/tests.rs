@@ -313,3 +313,55 @@ fn fewer_machines_than_a_freeze_needs_are_none() {
     town.tick(20_000);
     assert_eq!(town.world.frozen_since(), None);
 }
+
+/// What leaves on account of a rollout is paced as what is scaled down: both at once stop no more than half.
+#[test]
+fn a_scaled_container_that_is_declared_smaller_in_the_middle_of_a_rollout_goes_down_by_halves() {
+    let mut town = Town::of(4);
+    let scaled = |image: &str, least: u32| {
+        let mut spec = stateless("web", 1);
+        spec.image = image.into();
+        spec.scale = Scale::Autoscaling(Autoscaling {
+            min: least,
+            desired: least,
+            max: 8,
+            target_cpu_percent: 50.0,
+            target_memory_percent: 80.0,
+            target_http_in_flight_per_replica: None,
+            max_http_p95_latency_ms: None,
+        });
+        spec
+    };
+    town.put(scaled("app:1", 8));
+    town.settle();
+    assert_eq!(town.ready("web"), 8);
+    town.put(scaled("app:2", 8));
+    while town.places("web").len() < 9 {
+        town.decide();
+    }
+    town.put(scaled("app:2", 1));
+    town.decide();
+    assert!(town.ready("web") >= 4, "{}", town.ready("web"));
+    assert_eq!(
+        recent(&town.world, town.now.wall),
+        0,
+        "somebody has asked for every stop"
+    );
+    town.settle();
+    assert_eq!((town.ready("web"), recent(&town.world, town.now.wall)), (1, 0));
+}
+
+/// An ordinal beyond those declared goes, whatever the others do: that is asked for.
+#[test]
+fn an_ordinal_beyond_the_declared_is_asked_for() {
+    let mut town = Town::of(4);
+    town.put(stateful("db", 4));
+    town.settle();
+    town.sick.extend(["db-0".to_owned(), "db-1".to_owned()]);
+    town.tick(1_000);
+    town.put(stateful("db", 3));
+    town.settle();
+    assert_eq!(town.places("db").len(), 3);
+    assert_eq!(recent(&town.world, town.now.wall), 0);
+    assert_eq!(town.world.held_stops(), None);
+}

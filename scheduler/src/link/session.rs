@@ -346,6 +346,9 @@ impl Session {
                 return self.handle.heard(self.machine_id.clone()).await;
             }
         };
+        let accepted = status
+            .accepted
+            .map(|position| (position.epoch, position.generation));
         let unlisted = status
             .unlisted_replica_ids
             .into_iter()
@@ -355,6 +358,7 @@ impl Session {
             replicas,
             health,
             unlisted,
+            accepted,
         };
         let confirmed = self.handle.node_status(self.machine_id.clone(), status).await?;
         if confirmed.is_empty() {

@@ -280,6 +280,11 @@ impl Node {
     }
 
     async fn status(&self, phase: Phase, unlisted: &[&str]) {
+        self.status_at(phase, unlisted, None).await;
+    }
+
+    /// As written down when a set was accepted.
+    async fn status_at(&self, phase: Phase, unlisted: &[&str], accepted: Option<Position>) {
         let (set, _) = self.assigned.as_ref().unwrap();
         let replicas: Vec<ReplicaStatus> = set
             .replicas
@@ -293,6 +298,7 @@ impl Node {
             replicas: serde_json::to_vec(&replicas).unwrap().into(),
             machine: b"{\"subsystems\":[]}".to_vec().into(),
             unlisted_replica_ids: unlisted.iter().map(ToString::to_string).collect(),
+            accepted: accepted.map(Into::into),
         };
         self.say(node_message::Kind::Status(status)).await;
     }
@@ -534,6 +540,28 @@ async fn unlisted_replicas_are_confirmed_to_stop_only_after_the_present_set_is_a
     node.status(Phase::Healthy, &["stray-1"]).await;
     node.ack().await;
     node.status(Phase::Healthy, &["stray-2"]).await;
+    let confirmed = node
+        .until("the confirmation", |_, kind| {
+            matches!(kind, Kind::StopConfirmed(_))
+        })
+        .await;
+    let Kind::StopConfirmed(confirmed) = confirmed else {
+        unreachable!("just matched");
+    };
+    assert_eq!(confirmed.replica_ids, ["stray-2"]);
+    world.running.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_status_from_before_a_set_was_accepted_says_nothing_about_it() {
+    let world = world().await;
+    let mut node = world.node("m-1").await;
+    node.assigned(0).await;
+    node.ack().await;
+    let before = Position::default();
+    node.status_at(Phase::Healthy, &["stray-1"], Some(before)).await;
+    let (_, present) = node.assigned.clone().unwrap();
+    node.status_at(Phase::Healthy, &["stray-2"], Some(present)).await;
     let confirmed = node
         .until("the confirmation", |_, kind| {
             matches!(kind, Kind::StopConfirmed(_))

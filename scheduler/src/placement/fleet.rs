@@ -364,6 +364,10 @@ impl Fleet {
         let zone = volume.and_then(|volume| volume.volume.zone());
         let gpu_type = spec.resources.gpu.as_ref().map(|gpu| &gpu.kind);
         let model = gpu_type.map(|kind| self.numbers.gpu_types.get(kind).copied());
+        let mut binding = rules
+            .into_iter()
+            .flat_map(|rules| rules.requires.iter().chain(&rules.forbids));
+        let is_numbered = binding.all(|label| self.numbers.labels.contains_key(label));
         Demand {
             cpu: request.amounts.cpu.micros(),
             memory: request.amounts.memory.get(),
@@ -371,7 +375,12 @@ impl Fleet {
             gpu: gpu_need(&request.amounts),
             // A type that no machine has: bit 0 is the machines without GPUs.
             models: model.map_or(0, |model| model_bit(model.unwrap_or(0))),
-            group: known(self.numbers.groups.get(&spec.capacity_group)),
+            group: known(
+                self.numbers
+                    .groups
+                    .get(&spec.capacity_group)
+                    .filter(|_| is_numbered),
+            ),
             zone: zone.and_then(|zone| known(self.numbers.zones.get(zone))),
             required: rules.map_or(0, |rules| self.bits(&rules.requires)),
             forbidden: rules.map_or(0, |rules| self.bits(&rules.forbids)),
@@ -479,12 +488,15 @@ impl Fleet {
     }
 }
 
-/// A bit for each label that a container names, in their order.
+/// A bit for each label that a container names, in their order; also as it was declared before, since while a rollout is
+/// paused its replicas may run that.
 fn label_numbers(world: &World) -> BTreeMap<Label, u8> {
     let containers = world.containers().values();
-    let rules = containers.filter_map(|container| container.spec.placement.as_ref());
+    let specs =
+        containers.flat_map(|container| std::iter::once(&container.spec).chain(container.older.values()));
+    let rules = specs.filter_map(|spec| spec.placement.as_ref());
     let named: BTreeSet<&Label> = rules.flat_map(PlacementRules::labels).collect();
-    // A cluster refuses to name more; see `CLUSTER_LABELS_MAX`.
+    // A cluster refuses to name more (`CLUSTER_LABELS_MAX`); former declarations may: what asks for those has no machine.
     let named = named.into_iter().take(CLUSTER_LABELS_MAX).cloned();
     named.zip(0..).collect()
 }

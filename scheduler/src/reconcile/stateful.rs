@@ -1,15 +1,16 @@
 //! Containers whose replicas have ordinals: each has its own data and its own id, and two of one id never run.
 //!
 //! An ordinal starts when its id is free. Ordinals beyond the count stop one at a time, the highest first. Updates and
-//! drains take one ordinal at a time, the lowest first, and only while every other one is in place: stop, gone, start. A drain
-//! takes as many as the container's disruption budget lets be out of place, each only when there is room for it elsewhere; past
-//! its deadline, all of them at once. A replica on a silent machine is never touched.
+//! drains take one ordinal at a time, the lowest first, and only while every other one serves: stop, gone, start. One that does
+//! not serve is updated before all others, whatever they do. A drain takes as many as the container's disruption budget lets
+//! be out of place, each only when there is room for it elsewhere; past its deadline, all of them at once. A replica on a
+//! silent machine is never touched.
 
 use berth_api::time::Timestamp;
 
 use super::{Context, Plan, Purpose, Start, WaitReason};
 use crate::entry::{Picked, StopCause};
-use crate::world::Replica;
+use crate::world::{Readiness, Replica};
 
 pub(super) fn plan(context: &Context<'_>) -> Plan {
     let mut plan = Plan::default();
@@ -90,7 +91,7 @@ fn replace(context: &Context<'_>, wanted: u32, plan: &mut Plan) {
         .filter(|replica| is_leaving(replica))
         .collect();
     // Those that serve nothing first: an update may be what mends them.
-    leaving.sort_by_key(|replica| !context.is_down(replica));
+    leaving.sort_by_key(|replica| context.readiness(replica) != Readiness::Unready);
     let (mut draining, mut outdated): (Vec<&Replica>, Vec<&Replica>) = leaving
         .into_iter()
         .partition(|replica| context.is_draining(replica));
@@ -113,10 +114,21 @@ fn replace(context: &Context<'_>, wanted: u32, plan: &mut Plan) {
         .or_else(|| moving.first().and_then(|replica| replica.ordinal));
     plan.moving
         .extend(moving.iter().map(|replica| replica.replica_id.clone()));
-    if ahead.is_none() && !outdated.is_empty() {
-        let next = outdated.remove(0);
-        plan.stop.push((next.replica_id.clone(), StopCause::Updated));
-        ahead = next.ordinal;
+    if ahead.is_none()
+        && let Some(next) = outdated.first().copied()
+    {
+        // One that serves goes only while every other one does.
+        let serves = |ordinal: &u32| at(context, *ordinal).is_some_and(|other| context.serves(other));
+        let is_other = |ordinal: &u32| Some(*ordinal) != next.ordinal;
+        let is_lost_anyway = context.readiness(next) == Readiness::Unready;
+        ahead = (0..wanted)
+            .filter(|_| !is_lost_anyway)
+            .find(|ordinal| is_other(ordinal) && !serves(ordinal));
+        if ahead.is_none() {
+            outdated.remove(0);
+            plan.stop.push((next.replica_id.clone(), StopCause::Updated));
+            ahead = next.ordinal;
+        }
     }
     for replica in draining.into_iter().chain(outdated) {
         let reason = match ahead {

@@ -37,13 +37,16 @@ pub(super) fn plan(context: &Context<'_>) -> Plan {
         let is_squeezed = replica.granted.is_some();
         (context.readiness(replica), is_squeezed, replica.sequence)
     });
-    let live = staying.len() + leaving.len() + lost.len();
-    for excess in staying.split_off(staying.len().min(wanted).max(paced(context, staying.len(), live))) {
+    let mut pace = Pace::of(context, staying.len() + leaving.len() + lost.len());
+    let ready = staying.iter().filter(|replica| context.is_ready(replica)).count();
+    let kept = pace.kept((staying.len(), ready), wanted);
+    pace.ready -= ready.saturating_sub(kept);
+    for excess in staying.split_off(kept) {
         plan.picked
             .insert(excess.replica_id.clone(), picked(context, excess));
         plan.stop.push((excess.replica_id.clone(), StopCause::ScaledDown));
     }
-    retire(context, wanted, &staying, &mut leaving, &mut plan);
+    retire(context, (wanted, pace), &staying, &mut leaving, &mut plan);
 
     let live = staying.len() + leaving.len();
     let replaced = lost.len().min(wanted.saturating_sub(live));
@@ -113,15 +116,41 @@ fn has_paused_surge(context: &Context<'_>, wanted: usize) -> bool {
         && !live().all(|replica| is_old(replica))
 }
 
-/// How many of `staying` a scaled container keeps for now: at most half of what it has stops at a time, so that wrong
-/// readings cannot take a service away at once.
-fn paced(context: &Context<'_>, staying: usize, live: usize) -> usize {
-    match context.container.spec.scale {
-        Scale::Replicas(_) => 0,
-        Scale::Autoscaling(_) => {
-            let may_stop = live.saturating_sub(context.replicas.len().div_ceil(2));
-            staying.saturating_sub(may_stop)
+/// How many of a scaled container stop at a time, at most: half of what it has, so that wrong readings cannot take a service
+/// away at once. It goes for what leaves on account of a rollout too, with one to spare, or a small one would never go on.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// Of all, and of those that are ready, not counting those that stop already.
+    live: usize,
+    ready: usize,
+    /// So many stay.
+    half: usize,
+}
+
+impl Pace {
+    fn of(context: &Context<'_>, live: usize) -> Self {
+        let ready = context
+            .replicas
+            .iter()
+            .filter(|replica| replica.is_live() && context.is_ready(replica));
+        Self {
+            live,
+            ready: ready.count(),
+            half: match context.container.spec.scale {
+                Scale::Replicas(_) => 0,
+                Scale::Autoscaling(_) => context.replicas.len().div_ceil(2),
+            },
         }
+    }
+
+    /// How many stay of some of which `ready` are ready and `wanted` are wanted.
+    fn kept(&self, (staying, ready): (usize, usize), wanted: usize) -> usize {
+        let may_stop = self.live.saturating_sub(self.half);
+        let ready_may_stop = self.ready.saturating_sub(self.half);
+        wanted
+            .min(staying)
+            .max(staying.saturating_sub(may_stop))
+            .max(ready.saturating_sub(ready_may_stop))
     }
 }
 
@@ -153,7 +182,7 @@ fn start(context: &Context<'_>, former: Option<u64>, purpose: Purpose) -> Start 
 /// Takes out of `leaving` those that may go now.
 fn retire(
     context: &Context<'_>,
-    wanted: usize,
+    (wanted, pace): (usize, Pace),
     staying: &[&Replica],
     leaving: &mut Vec<&Replica>,
     plan: &mut Plan,
@@ -174,7 +203,14 @@ fn retire(
     let spare = (ready + leaving.len()).saturating_sub(wanted).min(leaving.len());
     // Those that are not ready first, then the oldest.
     leaving.sort_by_cached_key(|replica| (context.readiness(replica) == Readiness::Ready, replica.sequence));
-    for replica in leaving.drain(..spare) {
+    let mut paced = (pace.ready + 1).saturating_sub(pace.half);
+    for replica in leaving.drain(..spare).collect::<Vec<_>>() {
+        let is_free = !context.is_ready(replica) || context.is_draining(replica);
+        if !is_free && paced == 0 {
+            leaving.push(replica);
+            continue;
+        }
+        paced -= usize::from(!is_free);
         stop(replica);
     }
 }
@@ -204,7 +240,8 @@ fn make_room(
     if wanted < 2 || !is_steady || context.container.max_unavailable() == 0 {
         return None;
     }
-    let candidate = leaving.iter().find(|replica| !context.is_draining(replica))?;
+    let mut leaving = leaving.iter();
+    let candidate = leaving.find(|replica| context.is_outdated(replica) && !context.is_draining(replica))?;
     Some(candidate.replica_id.clone())
 }
 

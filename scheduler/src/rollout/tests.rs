@@ -537,3 +537,57 @@ fn a_deleted_and_declared_again_container_begins_anew() {
     );
     town.assert_replay();
 }
+
+/// The labels of a declaration that only a paused rollout still runs bind as those of any other.
+#[test]
+fn a_paused_version_keeps_its_labels() {
+    let mut town = Town::new();
+    for (id, label) in [("m0", Some("disk=ssd")), ("m1", None)] {
+        let mut spec = crate::fixture::machine(id, "general");
+        spec.labels.extend(label.map(|label| label.parse().unwrap()));
+        town.join_as(spec);
+    }
+    town.settle();
+    let on_ssd = |count| {
+        let mut spec = stateless("web", count);
+        let rules = spec.placement.get_or_insert_default();
+        rules.requires.insert("disk=ssd".parse().unwrap());
+        spec
+    };
+    town.put(on_ssd(2));
+    town.settle();
+    assert_eq!(told(&town, "web").phase, RolloutPhase::Completed);
+    // Anywhere, from now on; and three of them, of which the third runs what was complete last.
+    town.put(image(stateless("web", 2), "app:2"));
+    pause(&mut town, "web");
+    town.put(image(stateless("web", 3), "app:2"));
+    town.settle();
+    assert_eq!(told(&town, "web").phase, RolloutPhase::Paused);
+    let places = town.places("web");
+    assert_eq!(places.len(), 3, "{places:?}");
+    assert!(places.iter().all(|(_, machine)| machine == "m0"), "{places:?}");
+}
+
+/// One that serves is updated only while every other one serves; one that does not is updated before all others.
+#[test]
+fn an_ordinal_that_serves_nothing_is_updated_first() {
+    let mut town = Town::of(2);
+    town.put(stateful("db", 3));
+    town.settle();
+    town.sick.insert("db-1".to_owned());
+    town.tick(1_000);
+    town.put(image(stateful("db", 3), "app:2"));
+    let is_new = |town: &Town, id: &str| {
+        let replica = town.world.replica(&id.parse().unwrap());
+        replica.is_some_and(|replica| town.world.spec_of(replica).image == "app:2")
+    };
+    town.settle();
+    assert!(is_new(&town, "db-1"), "{:?}", images(&town, "db"));
+    assert!(
+        !is_new(&town, "db-0") && !is_new(&town, "db-2"),
+        "the others wait for it"
+    );
+    town.sick.clear();
+    town.settle();
+    assert_eq!(images(&town, "db"), ["app:2"; 3]);
+}

@@ -255,5 +255,6 @@ fn status_of(set: &AssignmentSet) -> Status {
         replicas: serde_json::to_vec(&replicas).unwrap().into(),
         machine: b"{\"subsystems\":[]}".to_vec().into(),
         unlisted_replica_ids: Vec::new(),
+        accepted: None,
     }
 }

@@ -1,12 +1,13 @@
 //! What must hold, checked on raw material: entries as they are appended, sets as they are sent and taken, processes as
 //! they start and end on the model machines. Nothing here asks the code under test for its opinion.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use berth_api::assignment::{Assignment, AssignmentSet, Digest, Position};
 use berth_api::container::{ContainerSpec, Granted};
-use berth_api::id::{ContainerName, MachineId, ReplicaId};
+use berth_api::id::{ContainerName, Label, MachineId, ReplicaId};
+use berth_api::machine::MachineSpec;
 use berth_scheduler::entry::{Entry, Placed, Removal};
 
 use super::Rule;
@@ -58,7 +59,18 @@ struct Held {
     volume: Option<String>,
     amounts: Amounts,
     key: (ContainerName, u64),
+    /// It has the machine to itself.
+    is_alone: bool,
     is_stopping: bool,
+}
+
+/// What a machine really is.
+#[derive(Debug, Clone)]
+struct Hardware {
+    index: usize,
+    /// What it has for replicas.
+    usable: Amounts,
+    labels: BTreeSet<Label>,
 }
 
 impl Process {
@@ -75,8 +87,7 @@ pub(super) struct Checkers {
     pub(super) starts: u64,
     pub(super) processes: BTreeMap<u32, Process>,
     last_pid: u32,
-    /// What each machine really has for replicas, and its index.
-    hardware: BTreeMap<MachineId, (usize, Amounts)>,
+    hardware: BTreeMap<MachineId, Hardware>,
     specs: BTreeMap<(ContainerName, u64), ContainerSpec>,
     placed: BTreeMap<ReplicaId, Held>,
     sent: BTreeMap<(usize, u64, u64), Digest>,
@@ -121,7 +132,7 @@ fn granted_by(spec: &ContainerSpec, granted: Option<Granted>) -> Result<Amounts,
 }
 
 /// What a replica of a declaration holds when it has all that it desires.
-pub(super) fn wanted_by(spec: &ContainerSpec) -> Amounts {
+fn wanted_by(spec: &ContainerSpec) -> Amounts {
     let resources = &spec.resources;
     [
         resources.cpu.desired.micros(),
@@ -151,8 +162,17 @@ impl Checkers {
         self.found.get_or_insert((rule, text));
     }
 
-    pub(super) fn hardware(&mut self, id: MachineId, machine: usize, usable: Amounts) {
-        self.hardware.insert(id, (machine, usable));
+    pub(super) fn hardware(&mut self, spec: &MachineSpec, index: usize, usable: Amounts) {
+        let hardware = Hardware {
+            index,
+            usable,
+            labels: spec.labels.clone(),
+        };
+        self.hardware.insert(spec.machine_id.clone(), hardware);
+    }
+
+    fn index(&self, id: &MachineId) -> Option<usize> {
+        self.hardware.get(id).map(|hardware| hardware.index)
     }
 
     // Entries.
@@ -163,17 +183,8 @@ impl Checkers {
             self.broke(rule, text);
         }
         match entry {
-            Entry::RolloutTurned(turned) => {
-                let known = self.history.declaration(&turned.container, turned.revision);
-                if let Some(spec) = known.cloned() {
-                    self.specs
-                        .insert((turned.container.clone(), turned.revision), spec);
-                }
-            }
-            Entry::ContainerPut { spec, revision, .. } => {
-                self.specs
-                    .insert((spec.name.clone(), *revision), (**spec).clone());
-            }
+            Entry::RolloutTurned(turned) => self.declared(&turned.container, turned.revision),
+            Entry::ContainerPut { spec, revision, .. } => self.declared(&spec.name, *revision),
             Entry::ReplicaPlaced(placed) => self.placed(placed),
             Entry::ReplicaResized {
                 replica_id, granted, ..
@@ -185,6 +196,12 @@ impl Checkers {
             Entry::ReplicaGone { replica_id, .. } => self.gone(replica_id),
             Entry::MachineRemoved { machine_id, how, .. } => self.removed(machine_id, *how),
             _ => {}
+        }
+    }
+
+    fn declared(&mut self, name: &ContainerName, revision: u64) {
+        if let Some(spec) = self.history.declaration(name, revision).cloned() {
+            self.specs.insert((name.clone(), revision), spec);
         }
     }
 
@@ -211,8 +228,13 @@ impl Checkers {
                 Err(text) => return self.broke(Rule::Decision, format!("{id} is granted {text}")),
             },
             key,
+            is_alone: spec.placement.as_ref().is_some_and(|rules| rules.exclusive),
             is_stopping: false,
         };
+        if !self.may_run(&placed.machine_id, spec) {
+            let text = format!("{id} is placed on {}, whose labels forbid it", placed.machine_id);
+            return self.broke(Rule::Decision, text);
+        }
         for (other, there) in &self.placed {
             let text = if other == id {
                 format!("{id} is placed while it is on {}", there.machine_id)
@@ -225,6 +247,8 @@ impl Checkers {
                 && there.host_port == held.host_port
             {
                 format!("{id} and {other} are given one host port")
+            } else if there.machine_id == held.machine_id && (there.is_alone || held.is_alone) {
+                format!("{id} and {other} are given one machine, which one of them has to itself")
             } else {
                 continue;
             };
@@ -267,7 +291,7 @@ impl Checkers {
 
     /// A machine has what is given away of it, `id` being the last to get some.
     fn fits(&mut self, id: &ReplicaId, machine_id: &MachineId) {
-        let Some((_, has)) = self.hardware.get(machine_id) else {
+        let Some(Hardware { usable: has, .. }) = self.hardware.get(machine_id) else {
             return self.broke(
                 Rule::Capacity,
                 format!("{id} is placed on {machine_id}, which nobody has"),
@@ -288,7 +312,7 @@ impl Checkers {
         if !held.is_stopping {
             self.broke(Rule::Gone, format!("{id} is gone and was not stopped"));
         }
-        let machine = self.hardware.get(&held.machine_id).map(|(index, _)| *index);
+        let machine = self.index(&held.machine_id);
         if let Some(machine) = machine {
             self.told.remove(&(machine, id.clone()));
         }
@@ -306,8 +330,7 @@ impl Checkers {
     }
 
     fn removed(&mut self, id: &MachineId, how: Removal) {
-        if let Some((machine, _)) = self.hardware.get(id) {
-            let machine = *machine;
+        if let Some(machine) = self.index(id) {
             self.told.retain(|(there, _), _| *there != machine);
         }
         let before = self.placed.len();
@@ -364,9 +387,8 @@ impl Checkers {
             let mandate = Mandate::Run(digest.to_string());
             let id = &assignment.replica_id;
             // What was taken for gone in the meantime is told by a set of before, and stops with the next.
-            let is_placed = self.placed.get(id).is_some_and(|held| {
-                self.hardware.get(&held.machine_id).map(|(index, _)| *index) == Some(machine)
-            });
+            let held = self.placed.get(id);
+            let is_placed = held.is_some_and(|held| self.index(&held.machine_id) == Some(machine));
             if is_placed {
                 let first = *self.told.entry((machine, id.clone())).or_insert(digest);
                 if first != digest {
@@ -440,8 +462,8 @@ impl Checkers {
     fn carries(&mut self, machine: usize) {
         let there = self.processes.values().filter(|other| other.machine == machine);
         let needs = sum(there.map(|process| &process.held));
-        let has = self.hardware.values().find(|(index, _)| *index == machine);
-        if !has.is_some_and(|(_, has)| covers(has, &needs)) {
+        let has = self.hardware.values().find(|hardware| hardware.index == machine);
+        if !has.is_some_and(|has| covers(&has.usable, &needs)) {
             self.broke(
                 Rule::Capacity,
                 format!("m{machine} runs {needs:?} and has {has:?}"),
@@ -507,13 +529,25 @@ impl Checkers {
         self.processes.retain(|_, process| process.machine != machine);
     }
 
-    /// Whether a machine has room for this much beside what is placed on it, by our own sums.
-    pub(super) fn has_room(&self, id: &MachineId, needs: &Amounts) -> bool {
-        let Some((_, has)) = self.hardware.get(id) else {
+    /// Whether a machine has the labels that a declaration asks for, and none that it rules out.
+    fn may_run(&self, id: &MachineId, spec: &ContainerSpec) -> bool {
+        let Some((rules, hardware)) = spec.placement.as_ref().zip(self.hardware.get(id)) else {
+            return true;
+        };
+        rules.requires.is_subset(&hardware.labels) && rules.forbids.is_disjoint(&hardware.labels)
+    }
+
+    /// Whether a machine could take one more replica of a declaration, by our own sums.
+    pub(super) fn has_room(&self, id: &MachineId, spec: &ContainerSpec) -> bool {
+        let Some(hardware) = self.hardware.get(id) else {
             return false;
         };
-        let there = self.placed.values().filter(|held| held.machine_id == *id);
-        let used = sum(there.map(|held| &held.amounts));
-        covers(has, &sum([&used, needs].into_iter()))
+        let there = || self.placed.values().filter(|held| held.machine_id == *id);
+        let is_alone = spec.placement.as_ref().is_some_and(|rules| rules.exclusive);
+        let is_taken = there().any(|held| held.is_alone) || (is_alone && there().next().is_some());
+        let used = sum(there().map(|held| &held.amounts));
+        !is_taken
+            && self.may_run(id, spec)
+            && covers(&hardware.usable, &sum([&used, &wanted_by(spec)].into_iter()))
     }
 }

@@ -7,7 +7,7 @@ use berth_api::container::{ContainerSpec, Scale};
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
 use berth_api::time::Timestamp;
 use berth_scheduler::entry::{Entry, MachineHealthState, Placed, RolloutTurned, StopCause};
-use berth_scheduler::world::World;
+use berth_scheduler::world::{RolloutTurn, World};
 
 use super::Rule;
 
@@ -21,6 +21,12 @@ struct Declared {
     unplaced: u32,
     is_stopped: bool,
     is_deleted: bool,
+    /// The rollout of `revision` is paused.
+    is_paused: bool,
+    /// What was rolled out completely.
+    completed: BTreeSet<u64>,
+    /// What was turned to last since it was declared.
+    last_turn: Option<RolloutTurn>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -101,13 +107,17 @@ impl History {
                 (None, None) => continue,
                 (Some(declared), None) if declared.is_deleted => continue,
                 (Some(declared), Some(known)) => {
-                    let is_equal = declared.spec == known.spec
+                    let is_equal = declared.spec == *known.declared()
                         && declared.is_stopped == known.stopped_since.is_some()
                         && declared.is_deleted == known.deleted_since.is_some();
                     if is_equal {
                         continue;
                     }
-                    format!("{name} is not as it was written at {seq} or later")
+                    format!(
+                        "{name} is not as it was written at {seq} or later: {:?}, and not {:?}",
+                        known.declared(),
+                        declared.spec
+                    )
                 }
                 (_, Some(_)) => format!("{name} is there and nobody declared it"),
                 (_, None) => format!("{name} was declared at {seq} and is not there"),
@@ -132,7 +142,10 @@ impl History {
                     format!("{container} has {count} unplaced, again")
                 })
             }
-            Entry::RolloutTurned(turned) => self.turned(turned),
+            Entry::RolloutTurned(_)
+            | Entry::RolloutPaused { .. }
+            | Entry::RolloutResumed { .. }
+            | Entry::RolloutCompleted { .. } => self.rollout(entry),
             Entry::MachineRegistered { spec, .. } => {
                 self.machines.entry(spec.machine_id.clone()).or_default();
                 Ok(())
@@ -167,23 +180,51 @@ impl History {
                     format!("{machine_id} is {state:?}, again")
                 })
             }
+            Entry::ReplicaPlaced(_) | Entry::ReplicaStopping { .. } | Entry::ReplicaGone { .. } => {
+                self.moves += 1;
+                self.replica(entry, seq)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn replica(&mut self, entry: &Entry, seq: usize) -> Result<(), Broken> {
+        match entry {
             Entry::ReplicaPlaced(placed) => self.placed(placed),
+            Entry::ReplicaStopping {
+                replica_id,
+                cause,
+                unasked: true,
+                ..
+            } => {
+                let text = format!("{replica_id} stops because {cause}, and nobody has asked for that");
+                Err((Rule::Restart, text))
+            }
             Entry::ReplicaStopping {
                 replica_id,
                 cause,
                 at,
                 ..
-            } => {
-                self.moves += 1;
-                self.stopping(replica_id, *cause, *at)
-                    .map_err(|(rule, text)| (rule, format!("record {seq}: {text}")))
-            }
+            } => self
+                .stopping(replica_id, *cause, *at)
+                .map_err(|(rule, text)| (rule, format!("record {seq}: {text}"))),
             Entry::ReplicaGone { replica_id, .. } => {
-                self.moves += 1;
                 self.replicas.remove(replica_id);
                 self.forget();
                 Ok(())
             }
+            _ => Ok(()),
+        }
+    }
+
+    fn rollout(&mut self, entry: &Entry) -> Result<(), Broken> {
+        match entry {
+            Entry::RolloutTurned(turned) => self.turned(turned),
+            Entry::RolloutPaused { container, .. } => self.flag(container, |it| &mut it.is_paused, true),
+            Entry::RolloutResumed { container, .. } => self.flag(container, |it| &mut it.is_paused, false),
+            Entry::RolloutCompleted {
+                container, revision, ..
+            } => self.completed(container, *revision),
             _ => Ok(()),
         }
     }
@@ -227,9 +268,19 @@ impl History {
                 .map_or(0, |before| before.unplaced),
             is_stopped: before.is_some_and(|before| before.is_stopped),
             is_deleted: false,
+            is_paused: before.is_some_and(|before| before.is_paused && before.revision == revision),
+            completed: before.map(|before| before.completed.clone()).unwrap_or_default(),
+            last_turn: before
+                .filter(|before| before.revision == revision)
+                .and_then(|before| before.last_turn),
         };
-        self.declarations
-            .insert((spec.name.clone(), revision), spec.clone());
+        let key = (spec.name.clone(), revision);
+        let is_rolled_back = declared.last_turn == Some(RolloutTurn::RolledBack);
+        let runs = match self.declarations.get(&key).filter(|_| is_rolled_back) {
+            Some(runs) => with_scale_of(runs.clone(), spec),
+            None => spec.clone(),
+        };
+        self.declarations.insert(key, runs);
         self.containers.insert(spec.name.clone(), declared);
         doubled(is_same, || format!("{} is declared as it was", spec.name))
     }
@@ -243,20 +294,48 @@ impl History {
             let text = format!("{name} turns to revision {}, which it never had", turned.to);
             return Err((Rule::Decision, text));
         };
-        declared.spec = ContainerSpec {
-            scale: declared.spec.scale.clone(),
-            links: declared.spec.links.clone(),
-            disruption_budget: declared.spec.disruption_budget,
-            rollback: declared.spec.rollback,
-            ..before
+        let runs = match turned.turn {
+            RolloutTurn::Retried => declared.spec.clone(),
+            RolloutTurn::RolledBack | RolloutTurn::Undone => with_scale_of(before, &declared.spec),
         };
+        // What was written stays when it is rolled back.
+        if turned.turn != RolloutTurn::RolledBack {
+            declared.spec = runs.clone();
+        }
+        if turned.turn == RolloutTurn::RolledBack {
+            if declared.last_turn == Some(RolloutTurn::RolledBack) {
+                let text = format!("{name} is rolled back from what it was rolled back to");
+                return Err((Rule::Doubled, text));
+            }
+            if !declared.completed.contains(&turned.to) {
+                let text = format!(
+                    "{name} goes back to revision {}, which never completed",
+                    turned.to
+                );
+                return Err((Rule::Decision, text));
+            }
+        }
         declared.revision = turned.revision;
-        let spec = declared.spec.clone();
-        self.declarations.insert((name.clone(), turned.revision), spec);
+        (declared.last_turn, declared.is_paused) = (Some(turned.turn), false);
+        self.declarations.insert((name.clone(), turned.revision), runs);
         Ok(())
     }
 
-    /// What a container was declared as at a revision.
+    fn completed(&mut self, name: &ContainerName, revision: u64) -> Result<(), Broken> {
+        let declared = self.declared(name)?;
+        let is_it = declared.revision == revision;
+        declared.is_paused = false;
+        let is_doubled = !declared.completed.insert(revision);
+        if !is_it {
+            let text = format!("revision {revision} of {name} completes, and is not what is rolled out");
+            return Err((Rule::Decision, text));
+        }
+        doubled(is_doubled, || {
+            format!("revision {revision} of {name} completes, again")
+        })
+    }
+
+    /// What the replicas of a revision run.
     pub(super) fn declaration(&self, name: &ContainerName, revision: u64) -> Option<&ContainerSpec> {
         self.declarations.get(&(name.clone(), revision))
     }
@@ -290,7 +369,6 @@ impl History {
     }
 
     fn placed(&mut self, placed: &Placed) -> Result<(), Broken> {
-        self.moves += 1;
         let live = Live {
             container: placed.container.clone(),
             revision: placed.revision,
@@ -326,7 +404,7 @@ impl History {
                         None => count > wide(it.count),
                     }
             }),
-            StopCause::Updated => declared.is_some_and(|it| it.revision != live.revision),
+            StopCause::Updated => declared.is_some_and(|it| it.revision != live.revision && !it.is_paused),
             StopCause::MachineDraining => machine.is_some_and(|machine| machine.is_draining),
             StopCause::MachineUnhealthy => {
                 machine.is_some_and(|machine| machine.health == Some(MachineHealthState::Unhealthy))
@@ -389,6 +467,17 @@ impl History {
         let left: BTreeSet<&ContainerName> = self.replicas.values().map(|live| &live.container).collect();
         self.containers
             .retain(|name, declared| !declared.is_deleted || left.contains(name));
+    }
+}
+
+/// What its replicas see of a declaration, with all else of another one.
+fn with_scale_of(template: ContainerSpec, other: &ContainerSpec) -> ContainerSpec {
+    ContainerSpec {
+        scale: other.scale.clone(),
+        links: other.links.clone(),
+        disruption_budget: other.disruption_budget,
+        rollback: other.rollback,
+        ..template
     }
 }
 

@@ -1,5 +1,7 @@
 //! The link between a simulated daemon and the scheduler: streams that keep their order, are late, are cut, and end.
 
+use std::collections::BTreeMap;
+
 use berth_api::assignment::Position;
 use berth_api::id::ReplicaId;
 use berth_node::host::Signal;
@@ -17,8 +19,47 @@ pub(super) struct Session {
     pub(super) heard_at: u64,
 }
 
+/// One direction of a session: what arrives early waits for what was sent before it, as in any stream.
+#[derive(Debug)]
+pub(super) struct Stream<M> {
+    sent: u64,
+    taken: u64,
+    early: BTreeMap<u64, M>,
+}
+
+impl<M> Default for Stream<M> {
+    fn default() -> Self {
+        Self {
+            sent: 0,
+            taken: 0,
+            early: BTreeMap::new(),
+        }
+    }
+}
+
+impl<M> Stream<M> {
+    /// The number of the next message.
+    fn send(&mut self) -> u64 {
+        self.sent += 1;
+        self.sent - 1
+    }
+
+    /// A message has arrived; the next one that may be read, if it is there.
+    pub(super) fn arrive(&mut self, number: u64, message: M) {
+        self.early.insert(number, message);
+    }
+
+    pub(super) fn next(&mut self) -> Option<M> {
+        let message = self.early.remove(&self.taken)?;
+        self.taken += 1;
+        Some(message)
+    }
+}
+
 pub(super) const HEARTBEAT_MS: u64 = 2_000;
 pub(super) const SILENCE_MS: u64 = 3 * HEARTBEAT_MS;
+/// What is sent over a line that is cut is sent again after this.
+pub(super) const CUT_ASKS_AGAIN_MS: u64 = 500;
 /// A daemon dials without having read its machine after this.
 const HELLO_ANYWAY_MS: u64 = 10_000;
 
@@ -109,8 +150,16 @@ impl Simulation {
             return;
         };
         let (mut replicas, unlisted) = (daemon.core.status().to_vec(), daemon.core.unlisted());
+        let accepted = daemon.core.position();
         self.measure(machine, &mut replicas);
-        self.send_up(machine, Up::Status { replicas, unlisted });
+        self.send_up(
+            machine,
+            Up::Status {
+                replicas,
+                unlisted,
+                accepted,
+            },
+        );
     }
 
     pub(super) fn send_up(&mut self, machine: usize, message: Up) {
@@ -124,27 +173,14 @@ impl Simulation {
             .range(1..=self.weather.delay_max_ms());
         let at = (self.now + delay).max(self.machines[machine].up_at);
         self.machines[machine].up_at = at;
+        let number = self.up.entry(session).or_default().send();
         self.at(
             at,
             Event::ToScheduler {
                 scheduler,
                 machine,
                 session,
-                message,
-            },
-        );
-    }
-
-    /// Keeps a message of a cut line for later, in its order.
-    pub(super) fn hold_up(&mut self, scheduler: usize, machine: usize, session: u64, message: Up) {
-        let at = (self.now + 500).max(self.machines[machine].up_at);
-        self.machines[machine].up_at = at;
-        self.at(
-            at,
-            Event::ToScheduler {
-                scheduler,
-                machine,
-                session,
+                number,
                 message,
             },
         );
@@ -154,33 +190,48 @@ impl Simulation {
         let delay = self.machines[machine]
             .chance
             .range(1..=self.weather.delay_max_ms());
-        self.push_down(machine, session, message, delay);
-    }
-
-    fn push_down(&mut self, machine: usize, session: u64, message: Down, delay: u64) {
         let at = (self.now + delay).max(self.machines[machine].down_at);
         self.machines[machine].down_at = at;
+        let number = self.down.entry(session).or_default().send();
         self.at(
             at,
             Event::ToNode {
                 machine,
                 session,
+                number,
                 message,
             },
         );
     }
 
-    pub(super) fn node_hears(&mut self, machine: usize, session: u64, message: Down) {
+    /// A message reaches a machine.
+    pub(super) fn arrives_down(&mut self, machine: usize, session: u64, number: u64, message: Down) {
+        let daemon = self.machines[machine].daemon.as_ref();
+        if daemon.is_none_or(|daemon| daemon.session != Some(session)) {
+            return;
+        }
+        if self.machines[machine].is_cut_down {
+            let event = Event::ToNode {
+                machine,
+                session,
+                number,
+                message,
+            };
+            return self.after(CUT_ASKS_AGAIN_MS, event);
+        }
+        self.down.entry(session).or_default().arrive(number, message);
+        while let Some(message) = self.down.get_mut(&session).and_then(Stream::next) {
+            self.node_hears(machine, session, message);
+        }
+    }
+
+    fn node_hears(&mut self, machine: usize, session: u64, message: Down) {
         let now = self.now;
-        let is_cut = self.machines[machine].is_cut_down;
         let Some(daemon) = &mut self.machines[machine].daemon else {
             return;
         };
         if daemon.session != Some(session) {
             return;
-        }
-        if is_cut {
-            return self.push_down(machine, session, message, 500);
         }
         daemon.heard_at = now;
         match message {

@@ -315,6 +315,7 @@ impl Simulation {
         let stale = Up::Status {
             replicas: daemon.core.status().to_vec(),
             unlisted: daemon.core.unlisted(),
+            accepted: daemon.core.position(),
         };
         self.checkers.accepted(machine, position, &set);
         daemon.core.accept(set, position, now);

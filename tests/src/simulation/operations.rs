@@ -7,12 +7,13 @@ use berth_api::container::{CpuRange, DisruptionBudget, Scale};
 use berth_api::id::{ContainerName, MachineId};
 use berth_api::time::Timestamp;
 use berth_api::units::Cpu;
-use berth_scheduler::entry::{Entry, Removal};
-use berth_scheduler::world::World;
+use berth_scheduler::entry::{Entry, Removal, RolloutTurned};
+use berth_scheduler::rollout;
+use berth_scheduler::world::{Container, RolloutTurn, World};
 
 use super::chance::Chance;
 use super::scheduler::{Draft, Replies, Request};
-use super::weather::{IMAGES, NAMES, declare, scaled};
+use super::weather::{IMAGES, NAMES, declare, placement, scaled};
 use super::{Event, Simulation};
 
 const ANSWER_TIMEOUT_MS: u64 = 4_000;
@@ -36,6 +37,8 @@ pub(super) enum Ask {
         machine: usize,
     },
     Epoch,
+    /// Whoever paused a rollout lets it go on. It is asked until it is answered.
+    Resume,
 }
 
 impl Client {
@@ -70,7 +73,7 @@ impl Simulation {
         let Some(client) = self.clients.get_mut(&number) else {
             return;
         };
-        let is_required = matches!(client.ask, Ask::PoweredOff { .. });
+        let is_required = matches!(client.ask, Ask::PoweredOff { .. } | Ask::Resume);
         if client.is_done || (client.attempts >= ATTEMPTS_MAX && !is_required) {
             self.clients.remove(&number);
             return;
@@ -121,6 +124,15 @@ impl Simulation {
                 epoch: draft.world.epoch() + 1,
                 at: wall,
             }],
+            Ask::Resume => {
+                let known = draft.world.containers().iter();
+                let paused = known.filter(|(_, container)| container.is_paused());
+                let resumed = paused.map(|(container, _)| Entry::RolloutResumed {
+                    container: container.clone(),
+                    at: wall,
+                });
+                resumed.collect()
+            }
             Ask::PoweredOff { machine } => {
                 let machine_id = self.machines[machine].spec.machine_id.clone();
                 let is_there = draft.world.machine(&machine_id).is_some();
@@ -208,9 +220,12 @@ fn on_container(world: &World, chance: &mut Chance, at: Timestamp, now_ms: u64) 
         let stateful = chance.percent(45);
         return vec![world.put(declare(chance, name, stateful), at)];
     };
+    if chance.percent(15) {
+        return on_rollout(container, known, chance, at);
+    }
     let is_stopped = known.stopped_since.is_some();
-    let mut spec = known.spec.clone();
-    match chance.range(0..=10) {
+    let mut spec = known.declared().clone();
+    match chance.range(0..=11) {
         0..=2 if !spec.stateful && chance.percent(30) => spec.scale = scaled(chance),
         0..=2 => spec.scale = Scale::Replicas(chance.small(1..=6)),
         3 | 4 => spec.image = IMAGES[chance.index(IMAGES.len())].into(),
@@ -226,6 +241,7 @@ fn on_container(world: &World, chance: &mut Chance, at: Timestamp, now_ms: u64) 
                 max_unavailable: chance.small(0..=3),
             });
         }
+        11 => spec.placement = placement(chance),
         7 if !is_stopped => return vec![Entry::ContainerStopped { container, at }],
         8 => return vec![Entry::ContainerDeleted { container, at }],
         _ if is_stopped => return vec![Entry::ContainerStarted { container, at }],
@@ -233,10 +249,34 @@ fn on_container(world: &World, chance: &mut Chance, at: Timestamp, now_ms: u64) 
             spec.env.insert("N".into(), now_ms.to_string());
         }
     }
-    if spec == known.spec {
+    if spec == *known.declared() {
         return vec![];
     }
     vec![world.put(spec, at)]
+}
+
+/// Pauses what is rolled out, goes on with it, goes back, or tries again what was rolled back.
+fn on_rollout(container: ContainerName, known: &Container, chance: &mut Chance, at: Timestamp) -> Vec<Entry> {
+    let turned = |to, turn| {
+        Entry::RolloutTurned(RolloutTurned {
+            container: container.clone(),
+            revision: known.revision + 1,
+            to,
+            turn,
+            reason: None,
+            at,
+        })
+    };
+    let entry = if known.is_paused() {
+        Some(Entry::RolloutResumed { container, at })
+    } else if known.open_rollout().is_some() && chance.percent(60) {
+        Some(Entry::RolloutPaused { container, at })
+    } else if known.declared.is_some() && chance.percent(50) {
+        Some(turned(known.revision, RolloutTurn::Retried))
+    } else {
+        rollout::undo(known).map(|to| turned(to, RolloutTurn::Undone))
+    };
+    entry.into_iter().collect()
 }
 
 /// The groups may have other numbers of machines: fewer than there are, too.

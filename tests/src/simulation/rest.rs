@@ -8,8 +8,8 @@ use berth_api::id::{ContainerName, ReplicaId};
 use berth_api::replica::{ReplicaStatus, Usage};
 use berth_api::units::Cpu;
 use berth_scheduler::reconcile::WaitReason;
+use berth_scheduler::world::World;
 
-use super::checkers::wanted_by;
 use super::{Event, Rule, Simulation};
 
 /// Virtual time from the end of faults until everything must be at rest: the longest back-off (5 min and a fifth), for a
@@ -17,6 +17,8 @@ use super::{Event, Rule, Simulation};
 const REST_MAX_MS: u64 = 1_800_000;
 /// It must stay at rest for this long.
 const REST_HOLDS_MS: u64 = 35_000;
+/// By then the last request of before has come, or never will.
+const LAST_ASK_MS: u64 = 60_000;
 const SAMPLE_MS: u64 = 5_000;
 
 impl Simulation {
@@ -41,6 +43,7 @@ impl Simulation {
         for process in self.checkers.processes.values_mut() {
             process.heal();
         }
+        self.after(LAST_ASK_MS, Event::Resume);
     }
 
     pub(super) fn sample(&mut self) {
@@ -112,6 +115,9 @@ impl Simulation {
             running.entry(&process.container).or_default().push(id);
         }
         for (name, container) in world.containers() {
+            if container.is_paused() {
+                return Some(format!("{name} is paused"));
+            }
             let ids = running.remove(name).unwrap_or_default();
             let is_done = ids.len() == usize::try_from(container.wanted()).expect("few replicas");
             let all_new = self
@@ -143,6 +149,10 @@ impl Simulation {
         if let Some(name) = running.keys().next() {
             return Some(format!("{name} runs and is not declared"));
         }
+        self.left_over(world)
+    }
+
+    fn left_over(&self, world: &World) -> Option<String> {
         self.machines.iter().enumerate().find_map(|(index, machine)| {
             let ids = machine.host.containers.keys();
             let mut ids = ids.filter(|id| {
@@ -190,7 +200,7 @@ impl Simulation {
                     .as_ref()
                     .and_then(|world| world.machine(id))
                     .is_some_and(|known| known.draining_since.is_none())
-                && self.checkers.has_room(id, &wanted_by(spec))
+                && self.checkers.has_room(id, spec)
         });
         free.map(|machine| format!("there is room on {}", machine.spec.machine_id))
     }

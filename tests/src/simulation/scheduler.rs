@@ -14,7 +14,7 @@ use std::sync::Arc;
 use berth_api::id::{MachineId, ReplicaId};
 use berth_scheduler::announce::announce;
 use berth_scheduler::autoscale;
-use berth_scheduler::check::{check, check_all};
+use berth_scheduler::check::{check, check_all, check_reported};
 use berth_scheduler::decide::{Report, decide};
 use berth_scheduler::entry::Entry;
 use berth_scheduler::liveness::Limits;
@@ -444,7 +444,14 @@ impl Simulation {
                 self.checkers.broke(Rule::Decision, text.to_owned());
             }
         }
-        if let Some(violation) = violations.first() {
+        let reported = check_reported(
+            &draft.world,
+            &scheduler.observed,
+            &scheduler.limits,
+            now,
+            &decision.entries,
+        );
+        if let Some(violation) = violations.iter().chain(&reported).next() {
             self.checkers.broke(Rule::Decision, violation.to_string());
         }
         let world = Arc::make_mut(&mut draft.world);

@@ -8,9 +8,9 @@ use berth_api::replica::ReplicaStatus;
 use berth_api::units::{Bytes, Cpu};
 use berth_scheduler::entry::{Entry, MachineHealthState};
 
-use super::link::Session;
+use super::link::{CUT_ASKS_AGAIN_MS, Session, Stream};
 use super::scheduler::{Draft, Request};
-use super::{Down, Mutation, Rule, Simulation, Up};
+use super::{Down, Event, Mutation, Rule, Simulation, Up};
 
 impl Simulation {
     pub(super) fn end_session(&mut self, at: usize, machine: usize) {
@@ -24,14 +24,35 @@ impl Simulation {
         }
     }
 
-    pub(super) fn scheduler_hears(&mut self, at: usize, machine: usize, session: u64, message: Up) {
+    /// A message reaches a scheduler.
+    pub(super) fn arrives_up(
+        &mut self,
+        at: usize,
+        machine: usize,
+        (session, number): (u64, u64),
+        message: Up,
+    ) {
         let daemon = self.machines[machine].daemon.as_ref();
         if self.machines[machine].is_cut_up {
             if daemon.is_some_and(|daemon| daemon.session == Some(session)) {
-                self.hold_up(at, machine, session, message);
+                let event = Event::ToScheduler {
+                    scheduler: at,
+                    machine,
+                    session,
+                    number,
+                    message,
+                };
+                self.after(CUT_ASKS_AGAIN_MS, event);
             }
             return;
         }
+        self.up.entry(session).or_default().arrive(number, message);
+        while let Some(message) = self.up.get_mut(&session).and_then(Stream::next) {
+            self.scheduler_hears(at, machine, session, message);
+        }
+    }
+
+    fn scheduler_hears(&mut self, at: usize, machine: usize, session: u64, message: Up) {
         // One that does not serve the cluster sends the node on.
         if !self.schedulers[at].is_up || self.schedulers[at].tenure.is_none() {
             return self.send_down(machine, session, Down::End);
@@ -82,43 +103,57 @@ impl Simulation {
                     self.end_session(at, machine);
                 }
             }
-            Up::Status { replicas, unlisted } => {
-                let clock = self.scheduler_now(at);
-                let scheduler = &mut self.schedulers[at];
-                let Some(known) = draft.world.machine(&id) else {
-                    return self.end_session(at, machine);
-                };
-                let present = (draft.world.epoch(), known.generation);
-                let acknowledged = scheduler.acknowledged.get(&id).copied();
-                let observed = scheduler.observed.machines.entry(id.clone()).or_default();
-                let unlisted = unlisted.into_iter().collect();
-                let replicas: BTreeMap<ReplicaId, ReplicaStatus> = replicas
-                    .into_iter()
-                    .map(|status| (status.replica_id.clone(), status))
-                    .collect();
-                let says_the_same = observed.is_linked
-                    && known.health == MachineHealthState::Running
-                    && observed.accepted == acknowledged
-                    && observed.unlisted == unlisted
-                    && observed.replicas.len() == replicas.len()
-                    && observed
-                        .replicas
-                        .values()
-                        .zip(replicas.values())
-                        .all(|(before, now)| before.says_the_same(now));
-                draft.has_news |= !says_the_same;
-                observed.heartbeat_ms = Some(clock.monotonic_ms);
-                observed.heartbeat_at = Some(clock.wall);
-                observed.is_linked = true;
-                observed.accepted = acknowledged;
-                observed.unlisted = unlisted;
-                observed.replicas = replicas;
-                if acknowledged == Some(present) {
-                    let confirmed = draft.world.confirmed_stops(&id, &observed.unlisted);
-                    if !confirmed.is_empty() {
-                        draft.replies.confirmed.push((machine, number, confirmed));
-                    }
-                }
+            Up::Status {
+                replicas,
+                unlisted,
+                accepted,
+            } => self.take_status(at, (machine, number), (replicas, unlisted, accepted), draft),
+        }
+    }
+
+    fn take_status(
+        &mut self,
+        at: usize,
+        (machine, number): (usize, u64),
+        (replicas, unlisted, accepted): (Vec<ReplicaStatus>, Vec<ReplicaId>, Position),
+        draft: &mut Draft,
+    ) {
+        let id = self.machines[machine].spec.machine_id.clone();
+        let clock = self.scheduler_now(at);
+        let scheduler = &mut self.schedulers[at];
+        let Some(known) = draft.world.machine(&id) else {
+            return self.end_session(at, machine);
+        };
+        let present = (draft.world.epoch(), known.generation);
+        let told = (accepted.epoch, accepted.generation);
+        let accepted = scheduler.acknowledged.get(&id).map(|set| told.min(*set));
+        let observed = scheduler.observed.machines.entry(id.clone()).or_default();
+        let unlisted = unlisted.into_iter().collect();
+        let replicas: BTreeMap<ReplicaId, ReplicaStatus> = replicas
+            .into_iter()
+            .map(|status| (status.replica_id.clone(), status))
+            .collect();
+        let says_the_same = observed.is_linked
+            && known.health == MachineHealthState::Running
+            && observed.accepted == accepted
+            && observed.unlisted == unlisted
+            && observed.replicas.len() == replicas.len()
+            && observed
+                .replicas
+                .values()
+                .zip(replicas.values())
+                .all(|(before, now)| before.says_the_same(now));
+        draft.has_news |= !says_the_same;
+        observed.heartbeat_ms = Some(clock.monotonic_ms);
+        observed.heartbeat_at = Some(clock.wall);
+        observed.is_linked = true;
+        observed.accepted = accepted;
+        observed.unlisted = unlisted;
+        observed.replicas = replicas;
+        if accepted == Some(present) {
+            let confirmed = draft.world.confirmed_stops(&id, &observed.unlisted);
+            if !confirmed.is_empty() {
+                draft.replies.confirmed.push((machine, number, confirmed));
             }
         }
     }

@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use berth_api::cluster::{CapacityGroup, ClusterSpec, Gpu, MachineProfile, Platform};
 use berth_api::container::{
     Autoscaling, ContainerSpec, CpuRange, DisruptionBudget, HealthCheck, LoadBalancerTarget, MemoryRange,
-    ProbeMethod, Resources, Scale,
+    ProbeMethod, Resources, RollbackPolicy, Scale,
 };
-use berth_api::id::{ContainerName, GroupId, MachineId, Zone};
+use berth_api::id::{ContainerName, GroupId, Label, MachineId, Zone};
 use berth_api::machine::{
     CpuCapacity, GpuCapacity, MachineCapacity, MachineSpec, MemoryCapacity, StorageCapacity,
 };
+use berth_api::placement::PlacementRules;
 use berth_api::units::{Bytes, Cpu};
 use berth_api::volume::{OrdinalVolume, VolumeTarget};
 use berth_node::replica::Step;
@@ -25,6 +26,8 @@ use super::node::{Machine, cluster_id};
 /// Names that users give.
 pub(super) const NAMES: [&str; 5] = ["api", "db", "queue", "reader", "writer"];
 pub(super) const ZONES: [&str; 2] = ["z1", "z2"];
+/// Labels that a machine may have.
+const LABELS: [&str; 2] = ["disk=fast", "spot"];
 pub(super) const IMAGES: [&str; 4] = ["app:1", "app:2", "app:3", "app:missing"];
 const GPU_KIND: &str = "nvidia-t4";
 /// The capacity groups of the simulated cluster.
@@ -254,7 +257,11 @@ pub(super) fn machines(chance: &mut Chance, seed: u64) -> Vec<Machine> {
                     }),
                 },
                 boot_id: None,
-                labels: BTreeSet::new(),
+                labels: LABELS
+                    .into_iter()
+                    .filter(|_| chance.percent(40))
+                    .map(|label| Label::new(label).expect("a valid label"))
+                    .collect(),
             };
             Machine::new(spec, Chance::of(seed, 1000 + index))
         })
@@ -336,9 +343,29 @@ pub(super) fn declare(chance: &mut Chance, name: &str, stateful: bool) -> Contai
         disruption_budget: chance.percent(30).then(|| DisruptionBudget {
             max_unavailable: chance.small(0..=3),
         }),
-        placement: None,
-        rollback: None,
+        placement: if chance.percent(25) {
+            placement(chance)
+        } else {
+            None
+        },
+        rollback: chance.percent(60).then(|| RollbackPolicy {
+            after_failed_starts: chance.small(0..=4),
+        }),
     }
+}
+
+/// Labels that machines have or lack, and machines of one's own.
+pub(super) fn placement(chance: &mut Chance) -> Option<PlacementRules> {
+    let label = |chance: &mut Chance| Label::new(LABELS[chance.index(LABELS.len())]).expect("a valid label");
+    let mut rules = PlacementRules::default();
+    match chance.range(0..=4) {
+        0 => return None,
+        1 => _ = rules.requires.insert(label(chance)),
+        2 => _ = rules.forbids.insert(label(chance)),
+        3 => rules.prefers.push(label(chance)),
+        _ => rules.exclusive = true,
+    }
+    Some(rules)
 }
 
 /// Bounds of automatic scaling.
