@@ -234,7 +234,7 @@ impl<'a> Context<'a> {
 
     /// Runs something else than it should. While a rollout is paused nothing is replaced for it.
     fn is_outdated(&self, replica: &Replica) -> bool {
-        !self.container.is_paused() && self.world.is_outdated(replica)
+        !self.container.is_paused() && self.container.is_outdated(replica)
     }
 
     /// Certainly serves nothing: it never came up, or went down and waits for its next attempt.
@@ -277,7 +277,7 @@ impl<'a> Context<'a> {
             }
             if let Some(rollout) = self.container.open_rollout()
                 && let Some(since) = rollout.paused_since
-                && self.world.is_outdated(replica)
+                && self.container.is_outdated(replica)
             {
                 let reason = WaitReason::Paused { rollout: rollout.id };
                 plan.wait.push(self.wait(Some(replica), reason, since));

@@ -109,8 +109,8 @@ impl Starts {
 pub fn observe(world: &World, observed: &mut Observed, now: Now) {
     let mut known = std::mem::take(&mut observed.starts);
     let mut starts = BTreeMap::new();
-    for (name, _) in open(world) {
-        for replica in updated(world, name) {
+    for (name, container) in open(world) {
+        for replica in updated(world, name, container) {
             let fresh = || Starts {
                 sequence: replica.sequence,
                 ..Starts::default()
@@ -134,10 +134,14 @@ fn open(world: &World) -> impl Iterator<Item = (&ContainerName, &Container)> {
 }
 
 /// Live replicas that run what is rolled out.
-fn updated<'a>(world: &'a World, name: &ContainerName) -> impl Iterator<Item = &'a Replica> + use<'a> {
+fn updated<'a>(
+    world: &'a World,
+    name: &ContainerName,
+    container: &'a Container,
+) -> impl Iterator<Item = &'a Replica> + use<'a> {
     world
         .replicas_of(name)
-        .filter(|replica| replica.is_live() && !world.is_outdated(replica))
+        .filter(|replica| replica.is_live() && !container.is_outdated(replica))
 }
 
 /// Whether a new replica is ready and was not so only in passing: one that has failed counts when it has stayed up.
@@ -171,11 +175,11 @@ fn entry(
         observed.readiness(world, replica) == Readiness::Ready
             && starts.is_some_and(|starts| starts.is_steady(rules, now))
     };
-    let steady = updated(world, name).filter(is_steady).count();
+    let steady = updated(world, name, container).filter(is_steady).count();
     let wanted = usize::try_from(container.wanted()).expect("32 bits fit into a usize");
     let has_old = world
         .replicas_of(name)
-        .any(|replica| replica.is_live() && world.is_outdated(replica));
+        .any(|replica| replica.is_live() && container.is_outdated(replica));
     let container_name = || name.clone();
     if steady >= wanted && !has_old {
         return Some(Entry::RolloutCompleted {
@@ -195,7 +199,7 @@ fn entry(
         });
     }
     let limit = limit(container, rules);
-    let (failed, cause) = failed(world, observed, name);
+    let (failed, cause) = failed(world, observed, (name, container));
     if limit == 0 || failed < limit {
         return None;
     }
@@ -228,8 +232,13 @@ fn limit(container: &Container, rules: &Rules) -> u32 {
 }
 
 /// Failed starts of the live replicas of a rollout, and why the one that failed most did.
-fn failed<'a>(world: &World, observed: &'a Observed, name: &ContainerName) -> (u32, Option<&'a Cause>) {
-    let starts = || updated(world, name).filter_map(|replica| observed.starts.get(&replica.replica_id));
+fn failed<'a>(
+    world: &World,
+    observed: &'a Observed,
+    (name, container): (&ContainerName, &Container),
+) -> (u32, Option<&'a Cause>) {
+    let updated = || updated(world, name, container);
+    let starts = || updated().filter_map(|replica| observed.starts.get(&replica.replica_id));
     let sum = starts().fold(0u32, |sum, starts| sum.saturating_add(starts.failed));
     let worst = starts().max_by_key(|starts| starts.failed);
     (sum, worst.and_then(|starts| starts.cause.as_ref()))
@@ -241,12 +250,12 @@ pub fn view(world: &World, observed: &Observed, name: &ContainerName) -> Option<
     let container = world.container(name)?;
     let rollout = container.rollout.as_ref()?;
     let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
-    let ready = updated(world, name)
+    let ready = updated(world, name, container)
         .filter(|replica| observed.readiness(world, replica) == Readiness::Ready)
         .count();
     let old = world
         .replicas_of(name)
-        .filter(|replica| world.is_outdated(replica))
+        .filter(|replica| container.is_outdated(replica))
         .count();
     let stalled = rollout.stalled.as_ref().filter(|_| ready == 0);
     let unplaced = (container.unplaced > 0).then(|| format!("{} replicas have no place", container.unplaced));
@@ -258,7 +267,7 @@ pub fn view(world: &World, observed: &Observed, name: &ContainerName) -> Option<
         (None, None, None) => (RolloutPhase::Progressing, None),
     };
     let failed_starts = if rollout.is_open() {
-        failed(world, observed, name).0
+        failed(world, observed, (name, container)).0
     } else {
         0
     };
@@ -273,7 +282,7 @@ pub fn view(world: &World, observed: &Observed, name: &ContainerName) -> Option<
         paused_since: rollout.paused_since,
         completed_at: rollout.completed_at,
         total: container.wanted(),
-        updated: count(updated(world, name).count()),
+        updated: count(updated(world, name, container).count()),
         ready: count(ready),
         old: count(old),
         failed_starts,

@@ -438,12 +438,27 @@ impl World {
         let Some(container) = self.containers.get(&replica.container) else {
             return false;
         };
-        replica.revision != container.revision
-            && views::content(self.spec_of(replica), replica) != views::content(&container.spec, replica)
+        container.is_outdated(replica)
     }
 }
 
 impl Container {
+    /// Whether a replica of it runs something else than it now declares.
+    ///
+    /// # Panics
+    /// When it does not keep the replica's revision, which [`World::try_apply`] never lets happen.
+    #[must_use]
+    pub fn is_outdated(&self, replica: &Replica) -> bool {
+        let content = |revision: u64| {
+            let spec = self.spec_at(revision);
+            views::content(
+                spec.expect("a container is kept with what its replicas run"),
+                replica,
+            )
+        };
+        replica.revision != self.revision && content(replica.revision) != content(self.revision)
+    }
+
     /// How many replicas should be there now.
     #[must_use]
     pub fn wanted(&self) -> u32 {

@@ -69,7 +69,7 @@ async fn fill(path: &Path, entries: u64, snapshots: Snapshots) -> anyhow::Result
     let mut records = Vec::new();
     let at = Timestamp::now();
     for number in 0..entries {
-        let mut body = container(&format!("c{}", number % CONTAINERS), 0, "1");
+        let mut body = container(&format!("c{}", number % CONTAINERS), 1, "1");
         body["image"] = json!(format!("registry.example/app:{}", number / CONTAINERS));
         let spec = berth_api::rest::container::read_container(&body, world.spec())?;
         let entry = world.put(spec, at);

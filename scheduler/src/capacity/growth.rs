@@ -144,6 +144,11 @@ pub(super) fn growth(world: &World, group: &CapacityGroup, census: &Census<'_>, 
             break;
         }
         add(world, census, &left, room - total, &mut growth.added);
+        if growth.bound > room && growth.machines() >= room {
+            // All that the group may have, and nobody could do with that: packing it would tell nothing.
+            growth.suffices = false;
+            break;
+        }
         match attempt.unplaced(&growth.added) {
             Some(rest) => left = rest,
             None => {

@@ -109,7 +109,7 @@ fn squeezed(context: &Context<'_>, wanted: usize, staying: Vec<&Replica>, plan: 
 /// Whether a replacement had come when the rollout was paused, and nobody had left for it yet: it stays, ready or not.
 fn has_paused_surge(context: &Context<'_>, wanted: usize) -> bool {
     let live = || context.replicas.iter().filter(|replica| replica.is_live());
-    let is_old = |replica: &Replica| context.world.is_outdated(replica);
+    let is_old = |replica: &Replica| context.container.is_outdated(replica);
     context.container.is_paused()
         && live().count() > wanted
         && live().any(|replica| is_old(replica))

@@ -60,6 +60,15 @@ impl<K: Ord + Clone, V: Clone> Map<K, V> {
         self.0.insert(key, Arc::new(value)).map(Arc::unwrap_or_clone)
     }
 
+    /// A value that another map shares.
+    pub(super) fn insert_shared(&mut self, key: K, value: Arc<V>) -> Option<Arc<V>> {
+        self.0.insert(key, value)
+    }
+
+    pub(super) fn get_shared(&self, key: &K) -> Option<&Arc<V>> {
+        self.0.get(key)
+    }
+
     pub(super) fn remove(&mut self, key: &K) -> Option<V> {
         self.0.remove(key).map(Arc::unwrap_or_clone)
     }

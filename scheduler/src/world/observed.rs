@@ -134,8 +134,10 @@ impl Observed {
     /// or lists it no more. Without the acceptance the word may be about an earlier life of the same id.
     #[must_use]
     pub fn is_gone(&self, replica: &Replica) -> bool {
-        let (Some(stopping), Some(machine)) = (&replica.stopping, self.machines.get(&replica.machine_id))
-        else {
+        let Some(stopping) = &replica.stopping else {
+            return false;
+        };
+        let Some(machine) = self.machines.get(&replica.machine_id) else {
             return false;
         };
         let knows = machine

@@ -1,20 +1,22 @@
 //! The replicas of a cluster, by id and by container.
 //!
-//! The second order is derived from the first: only the first is serialised, so a snapshot reads and writes as if it were
-//! a plain map.
+//! Both orders share the replicas. The second one is derived from the first: only the first is serialised, so a snapshot
+//! reads and writes as if it were a plain map.
+
+use std::sync::Arc;
 
 use berth_api::container::Granted;
 use berth_api::id::{ContainerName, ReplicaId};
-use imbl::{OrdMap, OrdSet};
+use imbl::OrdMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Map, Replica, Stopping};
 
-/// Invariant: `of_container` holds the ids of `by_id`, each at its container, and no container without any.
+/// Invariant: `of_container` holds the replicas of `by_id`, each at its container, and no container without any.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Replicas {
     by_id: Map<ReplicaId, Replica>,
-    of_container: OrdMap<ContainerName, OrdSet<ReplicaId>>,
+    of_container: OrdMap<ContainerName, Map<ReplicaId, Replica>>,
 }
 
 impl Replicas {
@@ -24,8 +26,8 @@ impl Replicas {
 
     /// Replicas of a container, ordered by id.
     pub(super) fn of(&self, container: &ContainerName) -> impl Iterator<Item = &Replica> + use<'_> {
-        let ids = self.of_container.get(container).into_iter().flatten();
-        ids.map(|id| self.by_id.get(id).expect("the index holds ids that are there"))
+        let replicas = self.of_container.get(container).into_iter();
+        replicas.flat_map(Map::values)
     }
 
     /// Adds a replica.
@@ -33,47 +35,55 @@ impl Replicas {
     /// # Panics
     /// When one of its id is there.
     pub(super) fn insert(&mut self, replica: Replica) {
-        let id = replica.replica_id.clone();
-        let ids = self.of_container.entry(replica.container.clone()).or_default();
-        ids.insert(id.clone());
-        let before = self.by_id.insert(id, replica);
+        let before = self.put(Arc::new(replica));
         assert!(before.is_none(), "two replicas have the id of {before:?}");
     }
 
+    fn put(&mut self, replica: Arc<Replica>) -> Option<Arc<Replica>> {
+        let id = replica.replica_id.clone();
+        let others = self.of_container.entry(replica.container.clone()).or_default();
+        others.insert_shared(id.clone(), Arc::clone(&replica));
+        self.by_id.insert_shared(id, replica)
+    }
+
     pub(super) fn remove(&mut self, id: &ReplicaId) -> Option<Replica> {
-        let replica = self.by_id.remove(id)?;
-        if let Some(ids) = self.of_container.get_mut(&replica.container) {
-            ids.remove(id);
-            if ids.is_empty() {
-                self.of_container.remove(&replica.container);
+        let container = &self.by_id.get(id)?.container;
+        if let Some(others) = self.of_container.get_mut(container) {
+            others.remove(id);
+            if others.is_empty() {
+                self.of_container.remove(container);
             }
         }
-        Some(replica)
+        self.by_id.remove(id)
     }
 
     /// Notes that a replica was told to stop; nothing when it is not there.
     pub(super) fn stop(&mut self, id: &ReplicaId, stopping: Stopping) {
-        if let Some(replica) = self.by_id.get_mut(id) {
-            replica.stopping = Some(stopping);
-        }
+        self.change(id, |replica| replica.stopping = Some(stopping));
     }
 
     /// Notes what a replica is granted from now on; nothing when it is not there.
     pub(super) fn grant(&mut self, id: &ReplicaId, granted: Option<Granted>) {
-        if let Some(replica) = self.by_id.get_mut(id) {
-            replica.granted = granted;
+        self.change(id, |replica| replica.granted = granted);
+    }
+
+    fn change(&mut self, id: &ReplicaId, change: impl FnOnce(&mut Replica)) {
+        if let Some(known) = self.by_id.get_shared(id) {
+            let mut replica = Replica::clone(known);
+            change(&mut replica);
+            self.put(Arc::new(replica));
         }
     }
 }
 
 impl From<Map<ReplicaId, Replica>> for Replicas {
     fn from(by_id: Map<ReplicaId, Replica>) -> Self {
-        let mut of_container: OrdMap<ContainerName, OrdSet<ReplicaId>> = OrdMap::new();
-        for (id, replica) in by_id.iter() {
-            let ids = of_container.entry(replica.container.clone()).or_default();
-            ids.insert(id.clone());
+        let mut replicas = Self::default();
+        for id in by_id.keys() {
+            let replica = by_id.get_shared(id).expect("it is one of the keys");
+            replicas.put(Arc::clone(replica));
         }
-        Self { by_id, of_container }
+        replicas
     }
 }
 
