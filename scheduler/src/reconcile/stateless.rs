@@ -3,9 +3,9 @@
 //! Live replicas fall into three sets:
 //! - *lost*: on a machine that was silent for too long, and no freeze holds. Each is replaced at once; it is told to stop when
 //!   its replacement has a place, so with no place it goes on serving if it still can.
-//! - *leaving*: outdated, on a draining machine, or squeezed and being replaced. A replacement comes first, and one leaves for each that is ready; those
-//!   that certainly serve nothing leave at once, and so do those on a machine whose drain is over its deadline. A rollout goes
-//!   one at a time, a drain all at once.
+//! - *leaving*: outdated, on a draining machine, or squeezed and being replaced. A replacement comes first, and one leaves for
+//!   each that is ready; those that certainly serve nothing leave at once, and so do those on a machine whose drain is over its
+//!   deadline. A rollout goes one at a time, a drain all at once.
 //! - *staying*: the rest. When there are too many, those that are not ready go first, then squeezed ones, then the newest; of
 //!   a scaled container half of them at a time. While a rollout is paused, the replacement that had come stays beside what it
 //!   was to replace.
