@@ -100,12 +100,14 @@ impl Context<'_> {
     fn heard_again(&self, replica: &Replica) -> Option<Waiting> {
         let machine = self.world.machine(&replica.machine_id)?;
         let is_silent = machine.health == MachineHealthState::Unhealthy;
+        let heard = self.observed.machines.get(&replica.machine_id);
+        let heard_at = heard.and_then(|heard| heard.heartbeat_at);
         is_silent.then(|| Waiting {
             what: format!(
                 "replica {} waits for machine {} to be taken for running again: it was silent and is heard again",
                 replica.replica_id, replica.machine_id
             ),
-            since: replica.placed_at,
+            since: heard_at.unwrap_or(replica.placed_at),
             next_attempt: None,
             helps: "nothing to do: it is decided in a moment".to_owned(),
         })

@@ -488,16 +488,21 @@ impl Fleet {
     }
 }
 
-/// A bit for each label that a container names, in their order; also as it was declared before, since while a rollout is
-/// paused its replicas may run that.
+/// A bit for each label that a container names; also as it was declared before, since while a rollout is paused its replicas
+/// may run that. Those of present declarations come first: a cluster refuses to name more of them than there are bits
+/// (`CLUSTER_LABELS_MAX`). What asks for a former label beyond that has no machine.
 fn label_numbers(world: &World) -> BTreeMap<Label, u8> {
-    let containers = world.containers().values();
-    let specs =
-        containers.flat_map(|container| std::iter::once(&container.spec).chain(container.older.values()));
-    let rules = specs.filter_map(|spec| spec.placement.as_ref());
-    let named: BTreeSet<&Label> = rules.flat_map(PlacementRules::labels).collect();
-    // A cluster refuses to name more (`CLUSTER_LABELS_MAX`); former declarations may: what asks for those has no machine.
-    let named = named.into_iter().take(CLUSTER_LABELS_MAX).cloned();
+    let containers = || world.containers().values();
+    let labels = |spec: &'_ ContainerSpec| -> Vec<Label> {
+        let rules = spec.placement.iter();
+        rules.flat_map(PlacementRules::labels).cloned().collect()
+    };
+    let present: BTreeSet<Label> = containers().flat_map(|known| labels(&known.spec)).collect();
+    let former = containers()
+        .flat_map(|known| known.older.values())
+        .flat_map(labels);
+    let former: BTreeSet<Label> = former.filter(|label| !present.contains(label)).collect();
+    let named = present.into_iter().chain(former).take(CLUSTER_LABELS_MAX);
     named.zip(0..).collect()
 }
 

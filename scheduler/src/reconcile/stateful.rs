@@ -2,9 +2,9 @@
 //!
 //! An ordinal starts when its id is free. Ordinals beyond the count stop one at a time, the highest first. Updates and
 //! drains take one ordinal at a time, the lowest first, and only while every other one serves: stop, gone, start. One that does
-//! not serve is updated before all others, whatever they do. A drain takes as many as the container's disruption budget lets
-//! be out of place, each only when there is room for it elsewhere; past its deadline, all of them at once. A replica on a
-//! silent machine is never touched.
+//! not serve is updated before those that do. A drain takes as many as the container's disruption budget lets be out of place,
+//! each only when there is room for it elsewhere; past its deadline, all of them at once. A replica on a silent machine is never
+//! touched.
 
 use berth_api::time::Timestamp;
 
@@ -92,9 +92,12 @@ fn replace(context: &Context<'_>, wanted: u32, plan: &mut Plan) {
         .collect();
     // Those that serve nothing first: an update may be what mends them.
     leaving.sort_by_key(|replica| context.readiness(replica) != Readiness::Unready);
-    let (mut draining, mut outdated): (Vec<&Replica>, Vec<&Replica>) = leaving
-        .into_iter()
-        .partition(|replica| context.is_draining(replica));
+    // What serves nothing and is outdated need not be moved with care: its update moves it too.
+    let is_sick = |replica: &Replica| context.readiness(replica) == Readiness::Unready;
+    let (mut draining, mut outdated): (Vec<&Replica>, Vec<&Replica>) =
+        leaving.into_iter().partition(|replica| {
+            context.is_draining(replica) && !(context.is_outdated(replica) && is_sick(replica))
+        });
     let is_out = |ordinal: &u32| match at(context, *ordinal) {
         None => true,
         Some(replica) => {

@@ -7,8 +7,8 @@
 //!   each that is ready; those that certainly serve nothing leave at once, and so do those on a machine whose drain is over its
 //!   deadline. A rollout goes one at a time, a drain all at once.
 //! - *staying*: the rest. When there are too many, those that are not ready go first, then squeezed ones, then the newest; of
-//!   a scaled container half of them at a time. While a rollout is paused, the replacement that had come stays beside what it
-//!   was to replace.
+//!   a scaled container half of them at a time. Of a rollout that is paused that is the replacement that had come too many: it
+//!   must not stand in the way of a drain until somebody resumes.
 //!
 //! A squeezed replica may be replaced by a whole one ([`Plan::relieve`]), one at a time and only when everything else is at
 //! rest. While its replacement comes up it is leaving.
@@ -22,7 +22,6 @@ use crate::world::{Readiness, Replica};
 pub(super) fn plan(context: &Context<'_>) -> Plan {
     let mut plan = Plan::default();
     let wanted = usize::try_from(context.container.wanted()).expect("32 bits fit into a usize");
-    let wanted = wanted + usize::from(wanted > 0 && has_paused_surge(context, wanted));
     let (lost, active): (Vec<&Replica>, Vec<&Replica>) = context
         .replicas
         .iter()
@@ -104,16 +103,6 @@ fn squeezed(context: &Context<'_>, wanted: usize, staying: Vec<&Replica>, plan: 
         .into_iter()
         .map(|replica| replica.replica_id.clone())
         .collect();
-}
-
-/// Whether a replacement had come when the rollout was paused, and nobody had left for it yet: it stays, ready or not.
-fn has_paused_surge(context: &Context<'_>, wanted: usize) -> bool {
-    let live = || context.replicas.iter().filter(|replica| replica.is_live());
-    let is_old = |replica: &Replica| context.container.is_outdated(replica);
-    context.container.is_paused()
-        && live().count() > wanted
-        && live().any(|replica| is_old(replica))
-        && !live().all(|replica| is_old(replica))
 }
 
 /// How many of a scaled container stop at a time, at most: half of what it has, so that wrong readings cannot take a service

@@ -82,15 +82,23 @@ fn a_paused_rollout_stands_still_until_it_is_resumed() {
     };
     let new = || dev.of("web").into_iter().filter(|replica| !replica.outdated);
     dev.apply_at_once(&[next]);
-    until("the first of the new version is there", || new().next());
-    dev.succeed(&["rollout", "pause", "web"]);
-    // What was on its way comes up; the rest stays as it is.
-    let paused = until("it stands still", || {
-        new().for_each(|replica| open(&replica));
-        let now = rollout(&dev, "web");
-        (now["phase"] == "paused" && now["ready"] == now["updated"] && now["ready"] != 0).then_some(now)
+    let first = until("the first of the new version is there", || new().next());
+    until("it serves, and the second one is there", || {
+        open(&dev.find(first.replica_id.as_str())?);
+        (new().count() == 2).then_some(())
     });
-    assert!(paused["old"].as_u64().unwrap() > 0, "{paused}");
+    dev.succeed(&["rollout", "pause", "web"]);
+    // The second one is one too many; the rest stays as it is.
+    let paused = until("it stands still", || {
+        let now = rollout(&dev, "web");
+        let all = dev.of("web");
+        (now["phase"] == "paused" && all.len() == 3 && all.iter().all(|replica| replica.ready)).then_some(now)
+    });
+    assert_eq!(
+        (&paused["old"], &paused["ready"]),
+        (&json!(2), &json!(1)),
+        "{paused}"
+    );
     let replicas = |dev: &Dev| -> Vec<_> {
         dev.of("web")
             .into_iter()
