@@ -280,6 +280,11 @@ impl Replica {
                 let failures = failures.saturating_add(1);
                 let until = now.boot.plus(backoff(&self.id, failures.saturating_add(1)));
                 self.resize_hold = Some((until, failures, failure.error.message.clone()));
+                // It may have taken effect before it failed.
+                self.memory.caps = None;
+                if let Some(container) = &mut self.belief.container {
+                    container.caps = None;
+                }
             }
             Step::Signal { .. } | Step::Delete | Step::Release => {
                 self.holds = self.holds.saturating_add(1);

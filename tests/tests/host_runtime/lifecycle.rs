@@ -220,6 +220,15 @@ async fn a_mute_shim_costs_its_own_container_only() {
         .unwrap();
     let shim_pid = rustix::process::Pid::from_raw(shim).unwrap();
     rustix::process::kill_process(shim_pid, rustix::process::Signal::STOP).unwrap();
+    // The signal stops one thread after the other.
+    let are_stopped = || {
+        let threads = std::fs::read_dir(format!("/proc/{shim}/task")).unwrap();
+        threads.flatten().all(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+        })
+    };
+    until("the shim stands still", are_stopped).await;
 
     let listed = runtime.list().await.unwrap();
     let status = |id: &str| {

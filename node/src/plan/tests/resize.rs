@@ -110,3 +110,19 @@ fn a_stop_does_not_wait_for_limits_that_cannot_be_set() {
     node.settle();
     assert_eq!(node.status(0).phase, Phase::Gone);
 }
+
+#[test]
+fn limits_that_were_set_by_an_attempt_that_failed_are_set_back() {
+    let mut node = Node::new();
+    node.offer(vec![squeezed(0)], vec![]);
+    node.settle();
+    let error = HostError::infrastructure("the answer is lost");
+    node.host.fail_next(Verb::Resize, When::After, error);
+    node.offer(vec![assignment(0, 1)], vec![]);
+    node.settle();
+    assert_eq!(node.host.caps(&id(0)), Some(assignment(0, 1).caps()));
+    node.offer(vec![squeezed(0)], vec![]);
+    node.pass(Duration::from_secs(10));
+    node.settle();
+    assert_eq!(node.host.caps(&id(0)), Some(squeezed(0).caps()));
+}
