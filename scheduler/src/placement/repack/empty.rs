@@ -93,6 +93,14 @@ fn attempt(packing: &mut Packing<'_>, order: Order, reach: Reach) -> Found {
         drain_more(packing, &mut freed, &mut kept);
         trim(packing);
     }
+    // What was emptied to make room elsewhere is free as well.
+    let by_the_way = |(machine, _): &(usize, Kept)| packing.on[*machine].is_empty();
+    freed.extend(
+        kept.iter()
+            .filter(|entry| by_the_way(entry))
+            .map(|(machine, _)| *machine),
+    );
+    kept.retain(|entry| !by_the_way(entry));
     freed.sort_unstable();
     kept.sort_unstable_by_key(|(machine, _)| *machine);
     let cost: u64 = freed
