@@ -10,11 +10,11 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::cluster::Gpu;
 use crate::container::{
-    CpuRange, Granted, HealthCheck, LoadBalancerTarget, MemoryRange, ServiceAccountTarget,
+    CpuRange, GpuRequest, Granted, HealthCheck, LoadBalancerTarget, MemoryRange, ServiceAccountTarget,
 };
 use crate::id::{ClusterId, ContainerName, MachineId, ReplicaId};
+use crate::machine::GpuDevice;
 use crate::time::Timestamp;
 use crate::units::{Bytes, optional_bytes_text};
 use crate::volume::{SharedMount, VolumeTarget};
@@ -137,7 +137,10 @@ pub struct Assignment {
     )]
     pub ephemeral_storage: Option<Bytes>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gpu: Option<Gpu>,
+    pub gpu: Option<GpuRequest>,
+    /// The devices that are its own, wholly or in part, by rising number. Empty: none, or placed before this was recorded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpu_devices: Vec<GpuDevice>,
     pub ip: IpAddr,
     pub ports: Vec<u16>,
     /// Port of the machine that is forwarded to `ports[0]`.
@@ -159,17 +162,18 @@ pub struct Assignment {
 
 impl Assignment {
     /// Names this content: a process started from another content must be replaced. What is granted is no part of it: that
-    /// changes while the process runs.
+    /// changes while the process runs. Nor are the devices: they never change, but a scheduler of before they were told leaves them out.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        if self.granted.is_none() {
+        if self.granted.is_none() && self.gpu_devices.is_empty() {
             return Digest::of(&canonical_json(self));
         }
-        let unsqueezed = Self {
+        let bare = Self {
             granted: None,
+            gpu_devices: vec![],
             ..self.clone()
         };
-        Digest::of(&canonical_json(&unsqueezed))
+        Digest::of(&canonical_json(&bare))
     }
 
     /// What its process is capped at.

@@ -1,12 +1,13 @@
 //! A container as its user declares it: the validated form of the wire's `CreateContainerRequest`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::cluster::Gpu;
 use crate::id::{ContainerName, GroupId};
+use crate::machine::GPU_MILLI;
 use crate::placement::PlacementRules;
 use crate::units::{Bytes, Cpu, bytes_text, optional_bytes_text};
 use crate::volume::{OrdinalVolume, SharedMount};
@@ -56,7 +57,71 @@ pub struct Resources {
     #[cfg_attr(feature = "openapi", schema(value_type = Option<crate::units::SizeText>))]
     pub ephemeral_storage: Option<Bytes>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gpu: Option<Gpu>,
+    pub gpu: Option<GpuRequest>,
+}
+
+/// The GPUs that a replica needs: whole devices, or a share of one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GpuRequest {
+    /// Type of the device, for example `nvidia-t4`.
+    #[serde(rename = "type")]
+    #[cfg_attr(feature = "openapi", schema(pattern = "^[a-z0-9-]+$"))]
+    pub kind: String,
+    /// Devices, 1 to 8; 1 beside a share.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 8))]
+    pub count: u32,
+    /// Part of one device that is its own for placement; others may use the rest. Berth's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>, minimum = 0.001, maximum = 0.999))]
+    pub share: Option<GpuShare>,
+}
+
+/// Part of one GPU: 0.001 to 0.999 of it, in thousandths. Written as a JSON number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GpuShare(u16);
+
+impl GpuShare {
+    /// None unless it is from 1 to 999 thousandths.
+    #[must_use]
+    pub fn from_milli(milli: u16) -> Option<Self> {
+        (1..GPU_MILLI).contains(&milli).then_some(Self(milli))
+    }
+
+    /// Thousandths of a device.
+    #[must_use]
+    pub fn milli(self) -> u16 {
+        self.0
+    }
+
+    /// From a number with at most three decimals, exactly; none for any other.
+    #[must_use]
+    pub fn from_number(number: &serde_json::Number) -> Option<Self> {
+        // A decimal is exact as millionths; no float is compared.
+        let micros = Cpu::from_number(number).ok()?.micros();
+        let milli = micros.is_multiple_of(1000).then_some(micros / 1000)?;
+        Self::from_milli(u16::try_from(milli).ok()?)
+    }
+}
+
+impl fmt::Display for GpuShare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Cpu::from_micros(u64::from(self.0) * 1000).fmt(f)
+    }
+}
+
+impl Serialize for GpuShare {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(f64::from(self.0) / f64::from(GPU_MILLI))
+    }
+}
+
+impl<'de> Deserialize<'de> for GpuShare {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = serde_json::Number::deserialize(deserializer)?;
+        let wrong = || de::Error::custom(format!("{number} is no share of a GPU"));
+        Self::from_number(&number).ok_or_else(wrong)
+    }
 }
 
 impl Resources {
@@ -173,13 +238,42 @@ impl ProbeMethod {
     }
 }
 
-/// The wire's HTTP health check, its defaults filled in.
+/// What a probe does. Berth's own but for HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum ProbeKind {
+    /// A request that has to be answered by 2xx.
+    #[default]
+    Http,
+    /// A connection that has to be accepted.
+    Tcp,
+    /// A program in the replica that has to end with 0.
+    Exec,
+}
+
+impl ProbeKind {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+    fn is_http(&self) -> bool {
+        *self == Self::Http
+    }
+}
+
+/// The wire's health check, its defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct HealthCheck {
+    #[serde(default, skip_serializing_if = "ProbeKind::is_http")]
+    pub kind: ProbeKind,
+    /// What [`ProbeKind::Exec`] runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// Of [`ProbeKind::Http`].
     pub path: String,
+    /// Of all but [`ProbeKind::Exec`].
     pub port: u16,
+    /// Of [`ProbeKind::Http`].
     pub method: ProbeMethod,
     /// 1 to 5.
     pub timeout_seconds: u32,
@@ -313,3 +407,32 @@ pub const ORDINAL_VARIABLE: &str = "ALIEN_ORDINAL";
 pub const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Berth forwards these ports of a machine to replicas.
 pub const HOST_PORTS: std::ops::RangeInclusive<u16> = 8001..=8999;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_share_of_a_gpu_is_written_and_read_alike() {
+        for milli in 1..GPU_MILLI {
+            let share = GpuShare::from_milli(milli).expect("a share");
+            let text = serde_json::to_string(&share).expect("a number");
+            assert_eq!(
+                serde_json::from_str::<GpuShare>(&text).expect("a share"),
+                share,
+                "{text}"
+            );
+            assert_eq!(text, share.to_string());
+        }
+        for wrong in ["0", "1", "1.0", "-0.5", "0.0005", "0.1234", "\"0.5\""] {
+            assert!(serde_json::from_str::<GpuShare>(wrong).is_err(), "{wrong}");
+        }
+        for (same, milli) in [("0.50", 500), ("1e-3", 1), ("0.9990", 999)] {
+            assert_eq!(
+                serde_json::from_str::<GpuShare>(same).ok(),
+                GpuShare::from_milli(milli),
+                "{same}"
+            );
+        }
+    }
+}

@@ -20,6 +20,20 @@ pub const MACHINE_CPU_MAX: Cpu = Cpu::from_micros(4_294_967_295);
 pub const MACHINE_BYTES_MAX: Bytes = Bytes::gib(4 << 20);
 /// The most GPUs that a machine may report: as many as a profile or a replica may name.
 pub const MACHINE_GPUS_MAX: u32 = 8;
+/// Thousandths of one GPU.
+pub const GPU_MILLI: u16 = 1000;
+
+/// What a replica holds of one GPU of its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GpuDevice {
+    /// Number among the machine's devices, from 0.
+    #[cfg_attr(feature = "openapi", schema(maximum = 7))]
+    pub index: u8,
+    /// Thousandths of it; 1000 is all.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 1000))]
+    pub milli: u16,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

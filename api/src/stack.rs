@@ -18,11 +18,10 @@ use crate::cluster::Platform;
 use crate::container::{ContainerSpec, Resources};
 use crate::id::{ContainerName, GroupId};
 use crate::placement::placement;
-use crate::rest::cluster::gpu;
 use crate::rest::container::contradictions;
 use crate::rest::declaration::{
-    command, cpu_range, disruption_budget, environment, health_check, image, memory_range, mount_path, port,
-    ports, scale, size,
+    command, cpu_range, disruption_budget, environment, gpu_request, health_check, image, memory_range,
+    mount_path, port, ports, scale, size,
 };
 use crate::units::Bytes;
 use crate::validate::{Cursor, Faults, parse_json, read, shown_text};
@@ -290,7 +289,7 @@ fn resources(config: &Cursor<'_>) -> Option<Resources> {
     let cpu = cpu_range(&config.member("cpu"));
     let memory = memory_range(&config.member("memory"));
     let ephemeral_storage = config.member("ephemeralStorage").optional(size);
-    let gpu = config.member("gpu").optional(gpu);
+    let gpu = config.member("gpu").optional(gpu_request);
     Some(Resources {
         cpu: cpu?,
         memory: memory?,

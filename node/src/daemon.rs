@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::credentials::{Credentials, Store};
 use crate::dns::{DirectoryState, Dns, DnsConfig};
 use crate::events::EventQueue;
-use crate::health::Prober;
+use crate::health::{Prober, Programs};
 use crate::host::Host;
 use crate::host::linux::LinuxHost;
 use crate::ledger::{Ledger, Loaded};
@@ -154,7 +154,7 @@ async fn serve(
         inbox,
         inbox_sender,
         probes,
-        prober: Prober::new(reports),
+        prober: Prober::new(reports, Arc::clone(&host) as Arc<dyn Programs>),
         answers: answer_sender,
         events,
         snapshots,

@@ -1,19 +1,24 @@
-//! HTTP health probes of replicas.
+//! Health probes of replicas: by HTTP, by TCP, by a program.
 //!
-//! Each replica is probed by a task of its own with a deadline of its own, so a slow one delays no other. A probe is a
-//! fresh connection from the machine's namespace to the replica's address; any 2xx answer is a success, redirects are
-//! not followed, bodies are not read.
+//! Each replica is probed by a task of its own with a deadline of its own, so a slow one delays no other. A probe by HTTP or TCP
+//! is a fresh connection from the machine's namespace to the replica's address. Of HTTP any 2xx answer is a success, redirects are
+//! not followed, bodies are not read. Of TCP a connection that is accepted is one. A program runs inside the replica, with the rights of
+//! its process, and succeeds by ending with 0.
 //!
-//! A replica is probed every 500 ms until it passes for the first time, then every 5 s; while it fails, a first success is
-//! checked again after 500 ms, and two in a row make it pass.
+//! A runtime that does not answer says nothing about a replica: then a probe by program has no outcome, and is tried again.
+//!
+//! A replica is probed every 500 ms (by a program every second) until it passes for the first time, then every 5 s; while it
+//! fails, a first success is checked again just as soon, and two in a row make it pass.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use berth_api::container::HealthCheck;
+use berth_api::container::{HealthCheck, ProbeKind};
 use berth_api::id::ReplicaId;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http_body_util::Empty;
 use hyper::Request;
 use hyper_util::rt::TokioIo;
@@ -28,6 +33,17 @@ pub const INTERVAL_EAGER: Duration = Duration::from_millis(500);
 pub const INTERVAL_STEADY: Duration = Duration::from_secs(5);
 /// Successes in a row that make a failing replica pass again.
 pub const RECOVERY_SUCCESSES: u32 = 2;
+
+/// Runs programs inside replicas.
+pub trait Programs: std::fmt::Debug + Send + Sync {
+    /// Whether the program ended with 0 within `deadline`, or what it did instead; none when the runtime did not answer.
+    fn run<'a>(
+        &'a self,
+        replica_id: &'a ReplicaId,
+        command: &'a [String],
+        deadline: Duration,
+    ) -> BoxFuture<'a, Option<Result<(), String>>>;
+}
 
 /// What is probed. A change of any member starts the probe anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,6 +153,7 @@ impl ProbeState {
 #[derive(Debug)]
 pub struct Prober {
     reports: mpsc::Sender<ProbeReport>,
+    programs: Arc<dyn Programs>,
     probes: BTreeMap<ReplicaId, (ProbeTarget, CancellationToken)>,
     tasks: JoinSet<()>,
 }
@@ -144,9 +161,10 @@ pub struct Prober {
 impl Prober {
     /// Reports go to `reports`; a full channel delays probes and loses none.
     #[must_use]
-    pub fn new(reports: mpsc::Sender<ProbeReport>) -> Self {
+    pub fn new(reports: mpsc::Sender<ProbeReport>, programs: Arc<dyn Programs>) -> Self {
         Self {
             reports,
+            programs,
             probes: BTreeMap::new(),
             tasks: JoinSet::new(),
         }
@@ -163,8 +181,12 @@ impl Prober {
         }
         self.remove(&target.replica_id.clone());
         let stop = CancellationToken::new();
-        self.tasks
-            .spawn(probe_until(stop.clone(), target.clone(), self.reports.clone()));
+        let probing = Probing {
+            target: target.clone(),
+            programs: Arc::clone(&self.programs),
+            reports: self.reports.clone(),
+        };
+        self.tasks.spawn(probing.until(stop.clone()));
         self.probes.insert(target.replica_id.clone(), (target, stop));
     }
 
@@ -197,45 +219,76 @@ impl Prober {
     }
 }
 
-async fn probe_until(stop: CancellationToken, target: ProbeTarget, reports: mpsc::Sender<ProbeReport>) {
-    let mut state = ProbeState::new(target.check.failure_threshold);
-    let forever = async {
-        loop {
-            state = state.clone().next(probe(&target).await);
-            let report = ProbeReport {
-                replica_id: target.replica_id.clone(),
-                run: target.run,
-                phase: state.phase,
-                consecutive_failures: state.failures,
-                last_error: state.last_error.clone(),
-            };
-            if reports.send(report).await.is_err() {
-                return;
-            }
-            tokio::time::sleep(state.interval()).await;
+/// One task.
+struct Probing {
+    target: ProbeTarget,
+    programs: Arc<dyn Programs>,
+    reports: mpsc::Sender<ProbeReport>,
+}
+
+impl Probing {
+    async fn until(self, stop: CancellationToken) {
+        // Cancel-safe: a probe that is dropped closes its connection, or lets its program end by its deadline, and reports nothing.
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.forever() => {}
         }
-    };
-    // Cancel-safe: a probe that is dropped closes its connection and reports nothing.
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = forever => {}
+    }
+
+    async fn forever(&self) {
+        let target = &self.target;
+        let mut state = ProbeState::new(target.check.failure_threshold);
+        loop {
+            if let Some(outcome) = self.probe().await {
+                state = state.next(outcome);
+                let report = ProbeReport {
+                    replica_id: target.replica_id.clone(),
+                    run: target.run,
+                    phase: state.phase,
+                    consecutive_failures: state.failures,
+                    last_error: state.last_error.clone(),
+                };
+                if self.reports.send(report).await.is_err() {
+                    return;
+                }
+            }
+            // To start a program costs more than to open a connection.
+            let shortest = match target.check.kind {
+                ProbeKind::Http | ProbeKind::Tcp => INTERVAL_EAGER,
+                ProbeKind::Exec => INTERVAL_EAGER * 2,
+            };
+            tokio::time::sleep(state.interval().max(shortest)).await;
+        }
+    }
+
+    /// None when nothing was found out.
+    async fn probe(&self) -> Option<Result<(), String>> {
+        let target = &self.target;
+        let deadline = target.check.timeout();
+        let within = async |probe: BoxFuture<'_, Result<(), String>>| {
+            let outcome = tokio::time::timeout(deadline, probe).await;
+            outcome.unwrap_or_else(|_| Err(format!("no answer within {} s", deadline.as_secs())))
+        };
+        match target.check.kind {
+            ProbeKind::Http => Some(within(Box::pin(request(target))).await),
+            ProbeKind::Tcp => Some(within(Box::pin(async { connect(target).await.map(drop) })).await),
+            ProbeKind::Exec => {
+                let command = &target.check.command;
+                self.programs.run(&target.replica_id, command, deadline).await
+            }
+        }
     }
 }
 
-async fn probe(target: &ProbeTarget) -> Result<(), String> {
-    let deadline = target.check.timeout();
-    match tokio::time::timeout(deadline, request(target)).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(format!("no answer within {} s", deadline.as_secs())),
-    }
+async fn connect(target: &ProbeTarget) -> Result<TcpStream, String> {
+    let port = target.check.port;
+    let stream = TcpStream::connect((target.ip, port)).await;
+    stream.map_err(|error| format!("connecting to port {port}: {error}"))
 }
 
 async fn request(target: &ProbeTarget) -> Result<(), String> {
     let check = &target.check;
-    let place = (target.ip, check.port);
-    let stream = TcpStream::connect(place)
-        .await
-        .map_err(|error| format!("connecting to port {}: {error}", check.port))?;
+    let stream = connect(target).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| format!("speaking HTTP: {error}"))?;

@@ -27,7 +27,7 @@ mod shrink;
 use std::collections::BTreeSet;
 
 use berth_api::cluster::CapacityGroup;
-use berth_api::container::Granted;
+use berth_api::container::{ContainerSpec, Granted};
 use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId, Zone};
 use berth_api::machine::MachineStatus;
 use berth_api::rest::cluster::CapacityReason;
@@ -73,6 +73,8 @@ impl Default for Thresholds {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Unmet {
     pub container: ContainerName,
+    /// The declaration that it would run: while a rollout is paused that may be a former one.
+    pub revision: u64,
     pub ordinal: Option<u32>,
     /// The replica in whose stead it would come, where that one is still there.
     pub instead_of: Option<ReplicaId>,
@@ -81,14 +83,14 @@ pub struct Unmet {
 }
 
 impl Unmet {
+    /// None when its container is gone, or that declaration of it.
+    fn spec<'a>(&self, world: &'a World) -> Option<&'a ContainerSpec> {
+        world.container(&self.container)?.spec_at(self.revision)
+    }
+
     /// Where its disk is.
     fn zone<'a>(&self, world: &'a World) -> Option<&'a Zone> {
-        world
-            .container(&self.container)?
-            .spec
-            .volume(self.ordinal?)?
-            .volume
-            .zone()
+        self.spec(world)?.volume(self.ordinal?)?.volume.zone()
     }
 }
 
@@ -242,8 +244,8 @@ pub fn plan(
         .map(|group| {
             let census = Census::of(world, group, thresholds, now);
             let of_group = |unmet: &&Unmet| {
-                let container = world.container(&unmet.container);
-                container.is_some_and(|container| container.spec.capacity_group == group.group_id)
+                let spec = unmet.spec(world);
+                spec.is_some_and(|spec| spec.capacity_group == group.group_id)
             };
             let unmet: Vec<&Unmet> = unmet.iter().filter(of_group).collect();
             Planner {
@@ -269,8 +271,8 @@ pub fn is_beyond_max(world: &World, unmet: &[Unmet], thresholds: &Thresholds, no
     let mut beyond = vec![false; unmet.len()];
     for group in &world.spec().capacity_groups {
         let of_group = |unmet: &Unmet| {
-            let container = world.container(&unmet.container);
-            container.is_some_and(|container| container.spec.capacity_group == group.group_id)
+            let spec = unmet.spec(world);
+            spec.is_some_and(|spec| spec.capacity_group == group.group_id)
         };
         let asking: Vec<&Unmet> = unmet.iter().filter(|unmet| of_group(unmet)).collect();
         let census = Census::of(world, group, thresholds, now);

@@ -9,10 +9,12 @@ mod stops;
 mod touched;
 mod whole;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use berth_api::container::{ContainerSpec, Granted};
 use berth_api::id::{ContainerName, GroupId, Label, MachineId, ReplicaId};
+use berth_api::machine::GpuDevice;
 
 use crate::entry::{CapacityWish, Entry, MachineHealthState, Placed};
 use crate::liveness::Limits;
@@ -37,6 +39,14 @@ pub enum Violation {
         accounted: u128,
         held: u128,
     },
+    #[error("{given} thousandths of GPU {device} of machine {machine_id} would be given away")]
+    DeviceOver {
+        machine_id: MachineId,
+        device: u8,
+        given: u32,
+    },
+    #[error("replicas on machine {machine_id} hold whole GPUs that nobody names, and would be left without")]
+    NoDeviceLeft { machine_id: MachineId },
     #[error("replicas {one} and {other} would write to one volume")]
     TwoWriters { one: ReplicaId, other: ReplicaId },
     #[error("replicas {one} and {other} would have one address {ip}")]
@@ -131,7 +141,7 @@ fn out_of_bounds(world: &World, wish: &CapacityWish) -> Option<Violation> {
     })
 }
 
-const DIMENSIONS: [&str; 4] = ["cpu", "memory", "ephemeral storage", "GPUs"];
+const DIMENSIONS: [&str; 4] = ["cpu", "memory", "ephemeral storage", "thousandths of GPUs"];
 
 /// Amounts in the order of [`DIMENSIONS`].
 type Amounts = [u128; 4];
@@ -145,6 +155,7 @@ struct Holder<'a> {
     ordinal: Option<u32>,
     ip: IpAddr,
     host_port: Option<u16>,
+    devices: &'a [GpuDevice],
     granted: Option<Granted>,
 }
 
@@ -157,6 +168,7 @@ impl<'a> From<&'a Replica> for Holder<'a> {
             ordinal: replica.ordinal,
             ip: replica.ip,
             host_port: replica.host_port,
+            devices: &replica.devices,
             granted: replica.granted,
         }
     }
@@ -171,6 +183,7 @@ impl<'a> From<&'a Placed> for Holder<'a> {
             ordinal: placed.ordinal,
             ip: placed.ip,
             host_port: placed.host_port,
+            devices: &placed.devices,
             granted: placed.granted,
         }
     }
@@ -195,7 +208,7 @@ impl Holder<'_> {
             cpu.micros().into(),
             memory.get().into(),
             resources.ephemeral_storage.map_or(0, |bytes| bytes.get().into()),
-            resources.gpu.as_ref().map_or(0, |gpu| gpu.count.into()),
+            gpu_pieces(spec).map_or(0, |(count, milli)| u128::from(count) * u128::from(milli)),
         ]
     }
 
@@ -247,6 +260,73 @@ fn is_grant(spec: &ContainerSpec, granted: Granted) -> bool {
     is_within && (granted.cpu < cpu.desired || granted.memory < memory.desired)
 }
 
+/// Thousandths of a GPU; said again here, on purpose.
+const WHOLE_GPU: u128 = 1000;
+
+/// From how many devices a replica has something, and how many thousandths of each.
+fn gpu_pieces(spec: &ContainerSpec) -> Option<(u32, u16)> {
+    let gpu = spec.resources.gpu.as_ref()?;
+    Some(match gpu.share {
+        Some(share) => (1, share.milli()),
+        None => (gpu.count, 1000),
+    })
+}
+
+/// Whether a list of devices names, in their order, as many different ones as the declaration asks for, and as much of each.
+fn names_devices(spec: &ContainerSpec, devices: &[GpuDevice]) -> bool {
+    let (count, milli) = gpu_pieces(spec).unwrap_or((0, 0));
+    let mut before = None;
+    let is_rising = devices.iter().all(|device| {
+        before
+            .replace(device.index)
+            .is_none_or(|before| before < device.index)
+    });
+    let is_alike = devices.iter().all(|device| device.milli == milli);
+    is_rising && is_alike && u32::try_from(devices.len()) == Ok(count)
+}
+
+/// What is given away of each device of a machine, by those that name theirs.
+fn named_devices(holders: &[Holder<'_>]) -> BTreeMap<u8, u32> {
+    let mut named: BTreeMap<u8, u32> = BTreeMap::new();
+    for device in holders.iter().flat_map(|holder| holder.devices) {
+        *named.entry(device.index).or_default() += u32::from(device.milli);
+    }
+    named
+}
+
+/// Where more is given away of a device than there is.
+fn over_device(machine: &Machine, holders: &[Holder<'_>]) -> Vec<Violation> {
+    let named = named_devices(holders).into_iter();
+    let over = named.filter(|(_, milli)| u128::from(*milli) > WHOLE_GPU);
+    over.map(|(device, given)| Violation::DeviceOver {
+        machine_id: machine.spec.machine_id.clone(),
+        device,
+        given,
+    })
+    .collect()
+}
+
+/// Where a decision gives GPUs away, and too few are left untouched for the whole ones that nobody names.
+fn no_device_left(world: &World, machine: &Machine, holders: &[Holder<'_>]) -> Option<Violation> {
+    let total = machine.spec.capacity.gpu.as_ref().map_or(0, |gpu| gpu.total);
+    let is_there = |index: u8| u32::from(index) < total;
+    let unnamed = holders
+        .iter()
+        .map(|holder| match holder.spec(world).and_then(gpu_pieces) {
+            Some((count, 1000)) if holder.devices.is_empty() => u64::from(count),
+            _ => 0,
+        });
+    let lost = holders.iter().flat_map(|holder| holder.devices);
+    let lost = lost.filter(|device| device.milli == 1000 && !is_there(device.index));
+    let homeless = unnamed.sum::<u64>() + lost.map(|_| 1).sum::<u64>();
+    let named = named_devices(holders);
+    let touched = named.keys().filter(|index| is_there(**index));
+    let untouched = u64::from(total).saturating_sub(touched.map(|_| 1).sum());
+    (homeless > untouched).then(|| Violation::NoDeviceLeft {
+        machine_id: machine.spec.machine_id.clone(),
+    })
+}
+
 /// What replicas may hold of a machine in all.
 fn usable(machine: &Machine) -> Amounts {
     let capacity = &machine.spec.capacity;
@@ -255,7 +335,10 @@ fn usable(machine: &Machine) -> Amounts {
         less(capacity.cpu.total.micros(), capacity.cpu.system_reserve.micros()),
         less(capacity.memory.total.get(), capacity.memory.system_reserve.get()),
         capacity.ephemeral_storage.total.get().into(),
-        capacity.gpu.as_ref().map_or(0, |gpu| gpu.total.into()),
+        capacity
+            .gpu
+            .as_ref()
+            .map_or(0, |gpu| u128::from(gpu.total) * WHOLE_GPU),
     ]
 }
 
@@ -265,24 +348,37 @@ fn accounted(machine: &Machine) -> Amounts {
         machine.allocated.cpu.micros().into(),
         machine.allocated.memory.get().into(),
         machine.allocated.ephemeral.get().into(),
-        machine.allocated.gpus.into(),
+        u128::from(machine.allocated.gpus) * WHOLE_GPU + u128::from(machine.allocated.gpu_share_milli),
     ]
 }
 
 fn sum<'a>(world: &World, holders: impl IntoIterator<Item = Holder<'a>>) -> Amounts {
-    let mut total = Amounts::default();
-    for holder in holders {
-        for (sum, part) in total.iter_mut().zip(holder.amounts(world)) {
-            *sum += part;
-        }
+    let amounts = holders.into_iter().map(|holder| holder.amounts(world));
+    amounts.fold(Amounts::default(), plus)
+}
+
+/// What a holder has more than before.
+fn growth(world: &World, before: Holder<'_>, after: Holder<'_>) -> Amounts {
+    let mut more = after.amounts(world);
+    for (more, had) in more.iter_mut().zip(before.amounts(world)) {
+        *more = more.saturating_sub(had);
+    }
+    more
+}
+
+fn plus(mut total: Amounts, part: Amounts) -> Amounts {
+    for (total, part) in total.iter_mut().zip(part) {
+        *total += part;
     }
     total
 }
 
-fn over_capacity(machine: &Machine, given: Amounts) -> impl Iterator<Item = Violation> {
-    let all = DIMENSIONS.into_iter().zip(given).zip(usable(machine));
-    all.filter(|((_, given), usable)| given > usable)
-        .map(|((dimension, given), usable)| Violation::OverCapacity {
+/// Where more is held of a machine than it has, and a decision gives more of it away. One that came back smaller may hold more
+/// than it has of something, and still be given what it has enough of.
+fn over_capacity(machine: &Machine, held: Amounts, more: Amounts) -> impl Iterator<Item = Violation> {
+    let all = DIMENSIONS.into_iter().zip(held).zip(usable(machine)).zip(more);
+    all.filter(|(((_, held), usable), more)| held > usable && *more > 0)
+        .map(|(((dimension, given), usable), _)| Violation::OverCapacity {
             machine_id: machine.spec.machine_id.clone(),
             dimension,
             given,
@@ -312,6 +408,27 @@ fn is_kept_while_paused(container: &Container, revision: u64) -> bool {
     let is_paused =
         rollout.is_some_and(|rollout| rollout.paused_since.is_some() && rollout.completed_at.is_none());
     is_paused && container.older.contains_key(&revision)
+}
+
+fn wrong_gpus(spec: &ContainerSpec, placed: &Placed, machine: &Machine) -> Vec<&'static str> {
+    let gpu = machine.spec.capacity.gpu.as_ref();
+    let asked = spec.resources.gpu.as_ref();
+    let mut faults = vec![];
+    if asked.is_some_and(|asked| Some(&asked.kind) != gpu.map(|gpu| &gpu.kind)) {
+        faults.push("its machine has no GPU of its type");
+    }
+    if !names_devices(spec, &placed.devices) {
+        faults.push("the GPUs that it is given are not what it asks for");
+    }
+    let total = gpu.map_or(0, |gpu| gpu.total);
+    if placed
+        .devices
+        .iter()
+        .any(|device| u32::from(device.index) >= total)
+    {
+        faults.push("its machine has no GPU of that number");
+    }
+    faults
 }
 
 /// What is wrong with a place by itself. `health` and `is_draining` are the machine's at the time of the placement.
@@ -348,11 +465,7 @@ fn misplaced(
     {
         faults.push("its volume is in another zone");
     }
-    if let Some(gpu) = &spec.resources.gpu
-        && Some(&gpu.kind) != machine.spec.capacity.gpu.as_ref().map(|gpu| &gpu.kind)
-    {
-        faults.push("its machine has no GPU of its type");
-    }
+    faults.extend(wrong_gpus(spec, placed, machine));
     if !has_labels(world, machine, spec) {
         faults.push("its machine lacks a label that it requires, or has one that it forbids");
     }

@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
+use std::sync::Arc;
 
 use berth_api::container::Granted;
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
@@ -74,6 +76,17 @@ pub(crate) fn decide_with(
     now: Now,
     scope: Scope,
 ) -> Decision {
+    decide_and_apply(world, observed, limits, now, scope).0
+}
+
+/// As [`decide`], with the world as it is when the entries are applied; none where there are none.
+pub(crate) fn decide_and_apply(
+    world: &World,
+    observed: &Observed,
+    limits: &Limits,
+    now: Now,
+    scope: Scope,
+) -> (Decision, Option<World>) {
     let mut draft = Draft {
         world: Cow::Borrowed(world),
         observed,
@@ -124,14 +137,19 @@ pub(crate) fn decide_with(
         Scope::All => draft.push_wishes(&outcome.unmet, freeze.is_some()),
         Scope::Replicas => vec![],
     };
-    Decision {
+    let decision = Decision {
         entries: draft.entries,
         report: Report {
             freeze,
             waits: outcome.waits,
             capacity,
         },
-    }
+    };
+    let after = match draft.world {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(after) => Some(after),
+    };
+    (decision, after)
 }
 
 /// What waits after a round, and how many replicas of each container have no place.
@@ -149,7 +167,7 @@ impl Outcome {
     fn push_unmet(
         &mut self,
         container: &ContainerName,
-        ordinal: Option<u32>,
+        (revision, ordinal): (u64, Option<u32>),
         instead_of: Option<&ReplicaId>,
         why: &Why,
     ) {
@@ -159,6 +177,7 @@ impl Outcome {
         ) {
             self.unmet.push(Unmet {
                 container: container.clone(),
+                revision,
                 ordinal,
                 instead_of: instead_of.cloned(),
                 squeezed: None,
@@ -211,9 +230,11 @@ impl Draft<'_> {
     fn push(&mut self, entry: Entry) {
         let events = announce::announce(&self.world, self.observed, &entry);
         self.dirty.extend(container_of(&self.world, &entry));
-        self.world.to_mut().apply(&entry);
-        self.entries.push(entry);
-        self.entries.extend(events);
+        let world = self.world.to_mut();
+        for entry in iter::once(entry).chain(events) {
+            world.apply(&entry);
+            self.entries.push(entry);
+        }
     }
 
     fn push_gone(&mut self) {
@@ -370,9 +391,9 @@ impl Draft<'_> {
             let world = &self.world;
             let requests: Vec<Request<'_>> = wanted
                 .iter()
-                .map(|wanted| request_at(world, &wanted.container, &wanted.start, None))
+                .map(|wanted| request_at(world, &wanted.container, wanted.start.asked(), None))
                 .collect();
-            placement::place(&Fleet::of(world), &requests)
+            placement::place(Fleet::of(world), &requests)
         };
         let mut left = vec![];
         for (wanted, place) in wanted.into_iter().zip(places) {
@@ -410,6 +431,7 @@ impl Draft<'_> {
             machine_id: place.machine_id,
             ip: place.ip,
             host_port: place.host_port,
+            devices: place.devices,
             chosen: Some(place.chosen),
             granted,
             relieves: match &wanted.start.purpose {
@@ -427,7 +449,7 @@ impl Draft<'_> {
     fn wait_for_place(
         &self,
         wanted: &Wanted,
-        unplaced: Box<Unplaced>,
+        unplaced: Arc<Unplaced>,
         no_room: &mut BTreeSet<ContainerName>,
         outcome: &mut Outcome,
     ) {
@@ -448,14 +470,14 @@ impl Draft<'_> {
                     (replica_id, WaitReason::RoomComing)
                 } else {
                     *outcome.unplaced.entry(name.clone()).or_default() += 1;
-                    outcome.push_unmet(name, wanted.start.ordinal, None, &unplaced.why);
+                    outcome.push_unmet(name, wanted.start.asked(), None, &unplaced.why);
                     (replica_id, WaitReason::NoPlace(unplaced))
                 }
             }
             Purpose::Surge => {
                 no_room.insert(name.clone());
                 if self.needs_room_to_move(container) {
-                    outcome.push_unmet(name, None, None, &unplaced.why);
+                    outcome.push_unmet(name, wanted.start.asked(), None, &unplaced.why);
                 }
                 (None, WaitReason::NoRoomToMove(unplaced))
             }
@@ -510,7 +532,7 @@ impl Draft<'_> {
                 revision: container.revision_for(Some(replica.revision), replica.ordinal),
                 purpose: Purpose::Missing,
             };
-            let request = request_at(&self.world, name, &start, Some(replica_id));
+            let request = request_at(&self.world, name, start.asked(), Some(replica_id));
             let fleet = fleet.as_mut().expect("there is one where anything moves");
             let place = placement::place_in(fleet, &[request]).pop();
             match place.expect("one request has one outcome") {
@@ -519,7 +541,7 @@ impl Draft<'_> {
                     self.push_stop(replica_id.clone(), StopCause::MachineDraining);
                 }
                 Err(unplaced) => {
-                    outcome.push_unmet(name, replica.ordinal, Some(replica_id), &unplaced.why);
+                    outcome.push_unmet(name, start.asked(), Some(replica_id), &unplaced.why);
                     outcome.waits.push(Wait {
                         container: name.clone(),
                         replica_id: Some(replica_id.clone()),
@@ -578,17 +600,17 @@ fn container_of(world: &World, entry: &Entry) -> Option<ContainerName> {
     }
 }
 
-/// A request for a replica of the declaration that its start names.
-fn request_at<'a>(
+/// A request for a replica of a declaration of the container, not only of the present one.
+pub(crate) fn request_at<'a>(
     world: &'a World,
     name: &ContainerName,
-    start: &Start,
+    (revision, ordinal): (u64, Option<u32>),
     instead_of: Option<&'a ReplicaId>,
 ) -> Request<'a> {
-    let request = request(world, name, start.ordinal, instead_of);
+    let request = request(world, name, ordinal, instead_of);
     let spec = world
         .container(name)
-        .and_then(|container| container.spec_at(start.revision))
+        .and_then(|container| container.spec_at(revision))
         .expect("a start names a declaration that is kept");
     Request {
         spec,

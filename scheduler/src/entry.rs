@@ -6,16 +6,17 @@
 //! Invariant: an entry that was ever written can be read for ever (`fixtures/entries.jsonl`). A member is added only as
 //! optional; a change of meaning is a new variant or a higher [`RECORD_VERSION`].
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
 use berth_api::assignment::StopReason;
 use berth_api::cluster::{CapacityGroup, ClusterSpec};
-use berth_api::container::{ContainerSpec, Granted};
+use berth_api::container::{ContainerSpec, Granted, ProbeKind};
 use berth_api::event::Event;
 use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
-use berth_api::machine::MachineSpec;
+use berth_api::machine::{GpuDevice, MachineSpec};
 use berth_api::rest::cluster::CapacityReason;
 use berth_api::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -25,15 +26,25 @@ use crate::autoscale::Metric;
 use crate::placement::Chosen;
 use crate::world::{KeptWrite, RolloutTurn};
 
-/// Version of [`Record`]. A reader refuses a higher one.
-pub const RECORD_VERSION: u32 = 1;
+/// Highest version of [`Record`]. A reader refuses a higher one. What is of which: [`version_of`].
+pub const RECORD_VERSION: u32 = 2;
+
+/// The lowest version of stored records and snapshots whose readers understand a declaration. 2: it wants a share of a GPU,
+/// which a reader of 1 takes for all of it, or has a check of another kind than HTTP, which a reader of 1 takes for that.
+pub(crate) fn version_of(spec: &ContainerSpec) -> u32 {
+    let gpu = spec.resources.gpu.as_ref();
+    let check = spec.health_check.as_ref();
+    let is_newer = gpu.is_some_and(|gpu| gpu.share.is_some())
+        || check.is_some_and(|check| check.kind != ProbeKind::Http);
+    if is_newer { 2 } else { 1 }
+}
 
 /// One line of the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Record {
+pub struct Record<'a> {
     v: u32,
     #[serde(flatten)]
-    entry: Entry,
+    entry: Cow<'a, Entry>,
 }
 
 /// Why a record cannot be read.
@@ -53,10 +64,18 @@ impl Entry {
     #[must_use]
     pub fn to_record(&self) -> Vec<u8> {
         serde_json::to_vec(&Record {
-            v: RECORD_VERSION,
-            entry: self.clone(),
+            v: self.version(),
+            entry: Cow::Borrowed(self),
         })
         .expect("entries have text keys and no failing serialiser")
+    }
+
+    /// The lowest version whose readers understand it: an older program goes on with what it can read.
+    fn version(&self) -> u32 {
+        match self {
+            Self::ContainerPut { spec, .. } => version_of(spec),
+            _ => 1,
+        }
     }
 
     /// Reads stored bytes.
@@ -72,8 +91,8 @@ impl Entry {
         if version.v > RECORD_VERSION {
             return Err(RecordError::Newer { found: version.v });
         }
-        let record: Record = serde_json::from_slice(bytes).map_err(RecordError::Unreadable)?;
-        Ok(record.entry)
+        let record: Record<'_> = serde_json::from_slice(bytes).map_err(RecordError::Unreadable)?;
+        Ok(record.entry.into_owned())
     }
 }
 
@@ -229,6 +248,9 @@ pub struct Placed {
     pub ip: IpAddr,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_port: Option<u16>,
+    /// What it holds of its machine's GPUs, by rising number. Empty: none, or placed before this was recorded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<GpuDevice>,
     /// Why this machine; unknown for replicas placed before this was recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chosen: Option<Chosen>,
@@ -509,6 +531,8 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
+    use berth_api::event::EventDetails;
+
     use super::*;
 
     /// Lines are added here with each new kind of entry and never changed.
@@ -533,12 +557,49 @@ mod tests {
         }
     }
 
+    /// Replay is the live state to the last bit, so numbers with a fraction are read as they were written.
+    #[test]
+    fn a_percentage_is_read_as_it_was_written() {
+        let written = FIXTURES.lines().find(|line| line.contains("eventRecorded"));
+        let Entry::EventRecorded { mut event } = Entry::from_record(written.unwrap().as_bytes()).unwrap()
+        else {
+            unreachable!("a line of this kind is there");
+        };
+        for (unhealthy, total) in (1..=50_u32).flat_map(|total| (0..=total).map(move |part| (part, total))) {
+            event.details = EventDetails::ClusterWideFailure {
+                unhealthy_machine_count: unhealthy.into(),
+                total_machine_count: total.into(),
+                unhealthy_percent: f64::from(unhealthy) * 100.0 / f64::from(total),
+            };
+            let entry = Entry::EventRecorded { event: event.clone() };
+            assert_eq!(Entry::from_record(&entry.to_record()).unwrap(), entry);
+        }
+    }
+
+    /// Readers that know of no devices see none where there are none, and a share is a plain number.
+    #[test]
+    fn devices_and_shares_are_written_only_where_they_are() {
+        for line in FIXTURES.lines() {
+            let written = Entry::from_record(line.as_bytes()).unwrap().to_record();
+            let written = String::from_utf8(written).unwrap();
+            for member in [r#""devices":[{"index":1,"milli":500}]"#, r#""share":0.5"#] {
+                assert_eq!(written.contains(member), line.contains(member), "{written}");
+            }
+            let has_devices = line.contains(r#""devices":"#);
+            assert_eq!(written.contains(r#""devices":"#), has_devices, "{written}");
+            // Older readers would take a share for a whole device, and ask by HTTP.
+            let is_newer = written.contains(r#""share":"#) || written.contains(r#""kind":"exec""#);
+            let version = if is_newer { r#"{"v":2,"# } else { r#"{"v":1,"# };
+            assert!(written.starts_with(version), "{written}");
+        }
+    }
+
     #[test]
     fn a_newer_record_is_refused() {
-        let error = Entry::from_record(br#"{"v":2,"type":"unheardOf"}"#).unwrap_err();
+        let error = Entry::from_record(br#"{"v":3,"type":"unheardOf"}"#).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the record has version 2, this program reads up to 1"
+            "the record has version 3, this program reads up to 2"
         );
         assert!(Entry::from_record(br#"{"v":1,"type":"unheardOf"}"#).is_err());
     }

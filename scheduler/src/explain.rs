@@ -62,7 +62,10 @@ impl Context<'_> {
             // Those that are placed at this very moment too: nothing else may speak of them.
             let after = self.after();
             for replica in after.replicas_of(name).filter(|replica| replica.is_live()) {
-                waits.extend(self.own_waits(replica));
+                let id = Some(&replica.replica_id);
+                let is_told = self.waits_of(name).any(|wait| wait.replica_id.as_ref() == id);
+                let own = self.own_waits(replica);
+                waits.extend(own.or_else(|| (!is_told).then(|| self.heard_again(replica)).flatten()));
             }
         }
         if let Some(message) = rollout::rolled_back(container) {

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use berth_api::cluster::{CapacityGroup, ClusterSpec, Gpu, MachineProfile, Platform};
-use berth_api::container::{ContainerSpec, CpuRange, MemoryRange, Resources, Scale};
+use berth_api::container::{ContainerSpec, CpuRange, GpuRequest, GpuShare, MemoryRange, Resources, Scale};
 use berth_api::id::{ClusterId, ContainerName, GroupId, MachineId, ReplicaId, Zone};
 use berth_api::machine::{
     CpuCapacity, GpuCapacity, MachineCapacity, MachineHealth, MachineSpec, MemoryCapacity, StorageCapacity,
@@ -19,7 +19,7 @@ use crate::announce::announce;
 use crate::autoscale;
 use crate::check::tests::assert_agreement;
 use crate::check::{check_all, check_reported};
-use crate::decide::{Report, decide};
+use crate::decide::{Report, Scope, decide, decide_and_apply};
 use crate::entry::{Entry, TokenKind};
 use crate::liveness::Limits;
 use crate::rollout;
@@ -136,6 +136,38 @@ pub(crate) fn stateful(name: &str, count: u32) -> ContainerSpec {
         volumes: (0..count).map(volume).collect(),
         ..stateless(name, count)
     }
+}
+
+pub(crate) fn whole_gpus(count: u32) -> GpuRequest {
+    GpuRequest {
+        kind: "nvidia-t4".into(),
+        count,
+        share: None,
+    }
+}
+
+pub(crate) fn gpu_share(milli: u16) -> GpuRequest {
+    GpuRequest {
+        share: Some(GpuShare::from_milli(milli).unwrap()),
+        ..whole_gpus(1)
+    }
+}
+
+/// Replicas for machines of group `gpu`, sixteen of which have room on one but for their GPUs.
+pub(crate) fn on_gpus(name: &str, count: u32, gpu: GpuRequest) -> ContainerSpec {
+    let mut spec = stateless(name, count);
+    let (cpu, memory) = (Cpu::from_micros(250_000), Bytes::mib(256));
+    spec.capacity_group = GroupId::new("gpu").unwrap();
+    spec.resources.cpu = CpuRange {
+        min: cpu,
+        desired: cpu,
+    };
+    spec.resources.memory = MemoryRange {
+        min: memory,
+        desired: memory,
+    };
+    spec.resources.gpu = Some(gpu);
+    spec
 }
 
 /// One machine's daemon, as far as the scheduler can tell.
@@ -307,10 +339,21 @@ impl Town {
         panic!("the town does not come to rest: {:#?}", self.report);
     }
 
+    /// From now on the same history as if a scheduler had written it that recorded no devices.
+    pub(crate) fn forget_devices(&mut self) {
+        for entry in &mut self.log {
+            if let Entry::ReplicaPlaced(placed) = entry {
+                placed.devices.clear();
+            }
+        }
+        self.world = World::replay(&self.log).unwrap();
+    }
+
     pub(crate) fn decide(&mut self) {
         autoscale::observe(&self.world, &mut self.observed, &self.limits.autoscale, self.now);
         rollout::observe(&self.world, &mut self.observed, self.now);
-        let decision = decide(&self.world, &self.observed, &self.limits, self.now);
+        let (decision, after) =
+            decide_and_apply(&self.world, &self.observed, &self.limits, self.now, Scope::All);
         // Many copies of the decision are checked twice: every fourth will do.
         if self.log.len().is_multiple_of(4) {
             assert_agreement(self, &decision.entries);
@@ -324,6 +367,10 @@ impl Town {
         );
         assert_eq!(against, vec![], "{:#?}", decision.entries);
         self.append(decision.entries);
+        assert!(
+            after.is_none_or(|after| after == self.world),
+            "it was applied otherwise"
+        );
         let again = decide(&self.world, &self.observed, &self.limits, self.now);
         assert_eq!(
             again.entries,

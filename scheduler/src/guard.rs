@@ -4,8 +4,9 @@
 //! that is held. Pure.
 //!
 //! - Asked for is what follows from a write: the container or cluster is deleted or stopped, the machine drains, there are more
-//!   replicas than are declared (of a scaled container: than its minimum, and half of what it has), the ordinal is beyond those
-//!   declared, it was declared anew as the other kind, and what a rollout may take out of service at a time.
+//!   replicas than are declared (of a scaled container: than its minimum, and half of what it has but for what stops on silent machines),
+//!   the ordinal is beyond those declared, it was declared anew as the other kind, and what a rollout may take out of service at
+//!   a time.
 //! - All other stops of ready replicas are unasked. The rules make none: one is a fault of this program or of its state. Up to
 //!   [`Rules::min_replicas`], or [`Rules::percent`] of all ready replicas, within [`WINDOW`] they are let pass; more are held,
 //!   all of them, and stay held until an operator releases them for [`RELEASE`], or until nothing asks for them any more.
@@ -20,6 +21,7 @@ use berth_api::id::{ContainerName, ReplicaId};
 use berth_api::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::entry::MachineHealthState;
 use crate::world::{Container, Observed, Readiness, Replica, World};
 
 /// Stops that nobody asked for are counted over this time.
@@ -98,17 +100,19 @@ pub fn unasked<'a>(
             let machine = world.machine(&replica.machine_id);
             machine.is_some_and(|machine| machine.draining_since.is_some())
         };
-        let ready: Vec<&Replica> = world
+        // Stateless replicas of what is stateful by now, or the reverse.
+        let is_former = |replica: &Replica| replica.ordinal.is_some() != container.spec.stateful;
+        let ready = world.replicas_of(name).filter(|replica| {
+            replica.is_live() && !is_former(replica) && observed.readiness(world, replica) == Readiness::Ready
+        });
+        let there = world
             .replicas_of(name)
-            .filter(|replica| replica.is_live() && observed.readiness(world, replica) == Readiness::Ready)
-            .collect();
+            .filter(|replica| !is_former(replica) && !is_written_off(world, replica));
         let slack = usize::try_from(container.max_unavailable().max(1)).unwrap_or(usize::MAX);
         let may = ready
-            .len()
+            .count()
             .saturating_add(slack)
-            .saturating_sub(floor(world, container));
-        // Stateless replicas of what is stateful by now, or the reverse.
-        let is_former = |replica: &&&Replica| replica.ordinal.is_some() != container.spec.stateful;
+            .saturating_sub(floor(container, there.count()));
         let is_beyond = |replica: &&&Replica| replica.ordinal >= Some(most(container));
         let others = stops
             .iter()
@@ -126,16 +130,23 @@ fn most(container: &Container) -> u32 {
     }
 }
 
-/// Fewer replicas than this nobody has asked for.
-fn floor(world: &World, container: &Container) -> usize {
+/// Fewer replicas than this nobody has asked for, where there are `there`.
+fn floor(container: &Container, there: usize) -> usize {
     let floor = match &container.spec.scale {
         Scale::Replicas(count) => *count,
         Scale::Autoscaling(scale) => {
-            let there = world.replicas_of(&container.spec.name).count();
             u32::try_from(there.div_ceil(2)).map_or(scale.max, |half| half.max(scale.min))
         }
     };
     usize::try_from(floor).unwrap_or(usize::MAX)
+}
+
+/// It stops on a silent machine: on one that is off for good that is never confirmed, and it must not count for ever as what a
+/// container has. While the cluster is frozen everything counts.
+fn is_written_off(world: &World, replica: &Replica) -> bool {
+    let machine = world.machine(&replica.machine_id);
+    let is_silent = machine.is_none_or(|machine| machine.health == MachineHealthState::Unhealthy);
+    !replica.is_live() && is_silent && world.frozen_since().is_none()
 }
 
 #[cfg(test)]

@@ -5,8 +5,9 @@
 //! (for everybody: nodes pin it). The server's own key and certificate are made anew at each start and never stored.
 //!
 //! A machine's certificate says who it is: common name = machine id, organisation = cluster id, organisational unit = the
-//! era of machine tokens that it was enrolled in. All are taken from it and never from a message. A revocation of the
-//! cluster's machine tokens starts a new era, in which no earlier certificate counts.
+//! era of machine tokens that it was enrolled in, serial number (the attribute of X.520) = when it registered. All are taken
+//! from it and never from a message. A revocation of the cluster's machine tokens starts a new era, in which no earlier
+//! certificate counts; and one of a machine that was removed does not count for another that has its id now.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -21,6 +22,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
+use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::platform::{
@@ -33,6 +35,8 @@ pub const MACHINE_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(24 * 3600
 const CLOCK_ERROR_MAX: Duration = Duration::from_secs(3600);
 /// Before the number in the organisational unit of a machine's certificate.
 const ERA_PREFIX: &str = "era-";
+/// Object identifier of the attribute serialNumber (X.520, 6.2.9).
+const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
 const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// The server's certificate is renewed at each start; a process that runs longer must be started again.
 const SERVER_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(825 * 24 * 3600);
@@ -81,6 +85,34 @@ pub struct MachineIdentity {
     pub machine_id: MachineId,
     /// See [`crate::world::World::machine_token_era`]. Zero in certificates from before there were eras.
     pub token_era: u64,
+    /// When it registered: see [`crate::world::Machine::registered_at`]. None in certificates from before they said so.
+    pub registered_at: Option<Timestamp>,
+}
+
+/// A certificate signing request that names the machine it comes from. Only its key is of use.
+#[derive(Debug)]
+pub struct SigningRequest(CertificateSigningRequestParams);
+
+impl SigningRequest {
+    /// Reads a request in PEM.
+    ///
+    /// # Errors
+    /// When it cannot be read, is not signed by its own key, or names another machine.
+    pub fn read(csr_pem: &str, machine_id: &MachineId) -> Result<Self, SigningError> {
+        let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(SigningError::Unreadable)?;
+        let found = match request.params.distinguished_name.get(&DnType::CommonName) {
+            Some(rcgen::DnValue::Utf8String(text)) => text.clone(),
+            Some(rcgen::DnValue::PrintableString(text)) => text.as_str().to_owned(),
+            Some(_) | None => String::new(),
+        };
+        if found != machine_id.as_str() {
+            return Err(SigningError::OtherName {
+                found,
+                expected: machine_id.as_str().to_owned(),
+            });
+        }
+        Ok(Self(request))
+    }
 }
 
 /// A certificate given to a machine.
@@ -197,36 +229,29 @@ impl Identity {
         make().map_err(|error| IdentityError::Certificate("the server certificate cannot be made", error))
     }
 
-    /// Gives a machine the certificate it asks for. Only its key and common name are taken from the request.
+    /// Gives a machine the certificate it asks for.
     ///
     /// # Errors
-    /// When the request cannot be read, is not signed by its own key, or names another machine.
+    /// When the key cannot sign.
     pub fn sign(
         &self,
-        csr_pem: &str,
+        request: SigningRequest,
         identity: &MachineIdentity,
         now: Timestamp,
     ) -> Result<MachineCertificate, SigningError> {
-        let mut request =
-            CertificateSigningRequestParams::from_pem(csr_pem).map_err(SigningError::Unreadable)?;
+        let SigningRequest(mut request) = request;
         let machine_id = identity.machine_id.as_str();
-        let found = match request.params.distinguished_name.get(&DnType::CommonName) {
-            Some(rcgen::DnValue::Utf8String(text)) => text.clone(),
-            Some(rcgen::DnValue::PrintableString(text)) => text.as_str().to_owned(),
-            Some(_) | None => String::new(),
-        };
-        if found != machine_id {
-            return Err(SigningError::OtherName {
-                found,
-                expected: machine_id.to_owned(),
-            });
-        }
         let mut params = CertificateParams::default();
         params.distinguished_name = name(machine_id, Some(identity.cluster_id.as_str()));
         let era = format!("{ERA_PREFIX}{}", identity.token_era);
         params
             .distinguished_name
             .push(DnType::OrganizationalUnitName, era);
+        if let Some(at) = identity.registered_at {
+            let serial_number = DnType::CustomDnType(SERIAL_NUMBER.to_vec());
+            let at = at.millis().to_string();
+            params.distinguished_name.push(serial_number, at);
+        }
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -280,10 +305,15 @@ pub fn machine_of(certificate_der: &[u8]) -> Option<MachineIdentity> {
         Some(unit) => unit.as_str().ok()?.strip_prefix(ERA_PREFIX)?.parse().ok()?,
         None => 0,
     };
+    let registered_at = match subject.iter_by_oid(&OID_X509_SERIALNUMBER).next() {
+        Some(at) => Some(Timestamp::from_millis(at.as_str().ok()?.parse().ok()?)),
+        None => None,
+    };
     Some(MachineIdentity {
         cluster_id: ClusterId::new(cluster_id).ok()?,
         machine_id: MachineId::new(machine_id).ok()?,
         token_era,
+        registered_at,
     })
 }
 
@@ -382,7 +412,12 @@ mod tests {
             cluster_id: ClusterId::new("acme/prod").unwrap(),
             machine_id: MachineId::new("i-ä1").unwrap(),
             token_era: 3,
+            registered_at: Some(Timestamp::from_millis(1_795_000_000_123)),
         }
+    }
+
+    fn request(csr_pem: &str) -> Result<SigningRequest, SigningError> {
+        SigningRequest::read(csr_pem, &machine().machine_id)
     }
 
     fn csr(common_name: &str) -> String {
@@ -424,7 +459,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let identity = Identity::open(dir.path()).unwrap();
         let now = Timestamp::now();
-        let signed = identity.sign(&csr("i-ä1"), &machine(), now).unwrap();
+        let signed = identity
+            .sign(request(&csr("i-ä1")).unwrap(), &machine(), now)
+            .unwrap();
         assert_eq!(signed.renew_at.since(now), Duration::from_secs(16 * 3600));
         let (_, pem) = x509_parser::pem::parse_x509_pem(signed.pem.as_bytes()).unwrap();
         assert_eq!(machine_of(&pem.contents), Some(machine()));
@@ -438,12 +475,9 @@ mod tests {
 
     #[test]
     fn a_request_under_another_name_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let identity = Identity::open(dir.path()).unwrap();
-        let refused = identity.sign(&csr("i-2"), &machine(), Timestamp::now());
+        let refused = request(&csr("i-2"));
         assert!(matches!(refused, Err(SigningError::OtherName { .. })));
-        let refused = identity.sign("no pem", &machine(), Timestamp::now());
-        assert!(matches!(refused, Err(SigningError::Unreadable(_))));
+        assert!(matches!(request("no pem"), Err(SigningError::Unreadable(_))));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use std::time::Duration;
 use berth_api::link::{
     EnrolReply, EnrolRequest, NodeMessage, Redirect, SchedulerMessage, scheduler_message::Kind,
 };
+use berth_api::time::Timestamp;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use tokio::net::TcpListener;
@@ -119,16 +120,28 @@ struct LinkService {
     stop: CancellationToken,
 }
 
-/// Refuses a certificate that was enrolled with machine tokens which are revoked.
-fn check_era(world: &World, token_era: u64) -> Result<(), Refused> {
-    if token_era == world.machine_token_era() {
-        return Ok(());
+/// Whether what a certificate says counts still: in which era of machine tokens it was enrolled, and for which machine of this id.
+pub(crate) fn check_identity(world: &World, identity: &MachineIdentity) -> Result<(), Refused> {
+    if identity.token_era != world.machine_token_era() {
+        return Err(Refused::new(
+            Class::Unauthenticated,
+            "certificate_revoked",
+            "the machine tokens that this certificate was enrolled with are revoked; rotate them and enrol with the new one",
+        ));
     }
-    Err(Refused::new(
-        Class::Unauthenticated,
-        "certificate_revoked",
-        "the machine tokens that this certificate was enrolled with are revoked; rotate them and enrol with the new one",
-    ))
+    let registered = world
+        .machine(&identity.machine_id)
+        .map(|machine| machine.registered_at);
+    let is_former = |at: Timestamp| registered.is_some_and(|registered| registered != at);
+    if identity.registered_at.is_some_and(is_former) {
+        return Err(Refused::new(
+            Class::Unauthenticated,
+            "certificate_of_removed_machine",
+            "the machine of this certificate was removed, or its registration is of a history that was restored over; its id was \
+             registered anew, so enrol with the machine token",
+        ));
+    }
+    Ok(())
 }
 
 #[tonic::async_trait]

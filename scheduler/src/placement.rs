@@ -26,13 +26,17 @@ mod unplaced;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use berth_api::container::ContainerSpec;
 use berth_api::id::{MachineId, ReplicaId};
+use berth_api::machine::GpuDevice;
+use berth_api::placement::PlacementRules;
 use serde::{Deserialize, Serialize};
 
 pub use fleet::{Fleet, Newcomer, Slot};
 pub(crate) use fleet::{disk_slots, machine_share, needs_slot};
+pub(crate) use unplaced::thousandths;
 pub use unplaced::{Help, Miss, Shortfall, Unplaced, Why};
 
 use crate::world::Allocated;
@@ -56,6 +60,8 @@ pub enum Filter {
     Memory,
     Ephemeral,
     GpuCount,
+    /// No device has so much left.
+    GpuShare,
     /// The machine holds as many cloud disks as it can.
     DiskSlot,
     HostPort,
@@ -77,7 +83,8 @@ impl Filter {
             Self::Cpu => "cpu",
             Self::Memory => "memory",
             Self::Ephemeral => "ephemeral",
-            Self::GpuCount => "gpu",
+            // One request can only lack one of them.
+            Self::GpuCount | Self::GpuShare => "gpu",
             Self::DiskSlot => "diskSlot",
             Self::HostPort => "hostPort",
             Self::Address => "address",
@@ -110,6 +117,8 @@ pub struct Place {
     pub machine_id: MachineId,
     pub ip: IpAddr,
     pub host_port: Option<u16>,
+    /// What it gets of the machine's GPUs, by rising number.
+    pub devices: Vec<GpuDevice>,
     pub chosen: Chosen,
 }
 
@@ -164,45 +173,49 @@ impl fmt::Display for Chosen {
 /// From so many requests of one class on, the engine makes its index first.
 const PREPARE_MIN: usize = 3;
 
+/// A place, or why there is none; requests that fail alike share one explanation.
+pub type Outcome = Result<Place, Arc<Unplaced>>;
+
 /// Places what can be placed, together: see [`batch`].
 #[must_use]
-pub fn place(fleet: &Fleet, requests: &[Request<'_>]) -> Vec<Result<Place, Box<Unplaced>>> {
-    place_in(&mut fleet.clone(), requests)
+pub fn place(mut fleet: Fleet, requests: &[Request<'_>]) -> Vec<Outcome> {
+    place_in(&mut fleet, requests)
 }
 
 /// Places what can be placed and takes it from the fleet.
-pub fn place_in(fleet: &mut Fleet, requests: &[Request<'_>]) -> Vec<Result<Place, Box<Unplaced>>> {
-    let mut outcomes: Vec<Option<Result<Place, Box<Unplaced>>>> = requests.iter().map(|_| None).collect();
+pub fn place_in(fleet: &mut Fleet, requests: &[Request<'_>]) -> Vec<Outcome> {
+    let mut outcomes: Vec<Option<Outcome>> = requests.iter().map(|_| None).collect();
     let mut burst: Vec<(usize, Ask)> = vec![];
     let mut disks = BTreeSet::new();
     let mut rivals = vec![];
     for (number, request) in requests.iter().enumerate() {
         if let Some(by) = fleet.volume_writer(request) {
-            outcomes[number] = Some(Err(Box::new(Unplaced::volume_in_use(by))));
+            outcomes[number] = Some(Err(Arc::new(Unplaced::volume_in_use(by))));
         } else if fleet::disk_of(request).is_some_and(|disk| !disks.insert(disk)) {
             rivals.push(number);
         } else {
             match fleet.ask(request) {
                 Ok(ask) => burst.push((number, ask)),
-                Err(faults) => outcomes[number] = Some(Err(Box::new(Unplaced::impossible(&faults)))),
+                Err(faults) => outcomes[number] = Some(Err(Arc::new(Unplaced::impossible(&faults)))),
             }
         }
     }
     for (number, place) in place_burst(fleet, requests, &burst) {
         outcomes[number] = Some(Ok(place));
     }
+    let mut told = Told::default();
     for (number, ask) in burst {
         if outcomes[number].is_none() {
-            outcomes[number] = Some(place_one(fleet, &requests[number], &ask));
+            outcomes[number] = Some(place_one(fleet, &requests[number], &ask, &mut told));
         }
     }
     // Two requests for one volume: the second has its turn only when the first found no place.
     for number in rivals {
         let request = &requests[number];
         let outcome = match (fleet.volume_writer(request), fleet.ask(request)) {
-            (Some(by), _) => Err(Box::new(Unplaced::volume_in_use(by))),
-            (None, Ok(ask)) => place_one(fleet, request, &ask),
-            (None, Err(faults)) => Err(Box::new(Unplaced::impossible(&faults))),
+            (Some(by), _) => Err(Arc::new(Unplaced::volume_in_use(by))),
+            (None, Ok(ask)) => place_one(fleet, request, &ask, &mut told),
+            (None, Err(faults)) => Err(Arc::new(Unplaced::impossible(&faults))),
         };
         outcomes[number] = Some(outcome);
     }
@@ -271,17 +284,57 @@ fn place_burst(fleet: &mut Fleet, requests: &[Request<'_>], burst: &[(usize, Ask
     places.collect()
 }
 
-fn place_one(fleet: &mut Fleet, request: &Request<'_>, ask: &Ask) -> Result<Place, Box<Unplaced>> {
-    if let Some(choice) = fleet.engine.choose(ask) {
-        return Ok(fleet.take(choice, ask, request));
+fn place_one<'a>(fleet: &mut Fleet, request: &'a Request<'a>, ask: &Ask, told: &mut Told<'a>) -> Outcome {
+    let mut choice = fleet.engine.choose(ask).map(|choice| (choice, *ask));
+    let prefers = |rules: &PlacementRules| !rules.prefers.is_empty();
+    if choice.is_none() && request.spec.placement.as_ref().is_some_and(prefers) {
+        // What it prefers may have been taken since it was asked for.
+        let less = fleet.ask(request).ok();
+        choice = less.and_then(|less| Some((fleet.engine.choose(&less)?, less)));
     }
-    // What it prefers may have been taken since it was asked for.
-    if let Ok(less) = fleet.ask(request)
-        && let Some(choice) = fleet.engine.choose(&less)
-    {
-        return Ok(fleet.take(choice, &less, request));
+    if let Some((choice, ask)) = choice {
+        told.explanations.clear();
+        return Ok(fleet.take(choice, &ask, request));
     }
-    Err(Box::new(Unplaced::of(fleet, request)))
+    Err(told.explain(fleet, request))
+}
+
+/// What was said of requests that failed, for the fleet as it is: a hundred replicas that lack the same lack it for the same
+/// reason.
+#[derive(Default)]
+struct Told<'a> {
+    explanations: Vec<(&'a Request<'a>, Arc<Unplaced>)>,
+}
+
+impl<'a> Told<'a> {
+    /// Requests that are compared with; what differs more is explained each by itself.
+    const KEPT_MAX: usize = 8;
+
+    fn explain(&mut self, fleet: &Fleet, request: &'a Request<'a>) -> Arc<Unplaced> {
+        let mut known = self.explanations.iter();
+        if let Some((_, explanation)) = known.find(|(other, _)| is_alike(request, other)) {
+            return explanation.clone();
+        }
+        let explanation = Arc::new(Unplaced::of(fleet, request));
+        if self.explanations.len() < Self::KEPT_MAX {
+            self.explanations.push((request, explanation.clone()));
+        }
+        explanation
+    }
+}
+
+/// Whether two requests ask for the same, but for whose they are and where they were. None that a disk binds to a zone is
+/// like another.
+fn is_alike(one: &Request<'_>, other: &Request<'_>) -> bool {
+    let is_free = |request: &Request<'_>| fleet::disk_of(request).is_none();
+    let (here, there) = (one.spec, other.spec);
+    one.amounts == other.amounts
+        && here.capacity_group == there.capacity_group
+        && here.placement == there.placement
+        && here.resources.gpu == there.resources.gpu
+        && fleet::needs_host_port(here) == fleet::needs_host_port(there)
+        && is_free(one)
+        && is_free(other)
 }
 
 #[cfg(test)]

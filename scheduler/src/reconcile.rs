@@ -10,6 +10,8 @@ mod stateless;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
 
 use berth_api::container::Granted;
 use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
@@ -53,6 +55,13 @@ pub struct Start {
     pub purpose: Purpose,
 }
 
+impl Start {
+    /// The declaration and the ordinal.
+    pub(crate) fn asked(&self) -> (u64, Option<u32>) {
+        (self.revision, self.ordinal)
+    }
+}
+
 /// What a start is for, and so what follows from its success or failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Purpose {
@@ -80,11 +89,11 @@ pub struct Wait {
 #[derive(Debug, Clone, PartialEq)]
 pub enum WaitReason {
     /// No machine can take a wanted replica.
-    NoPlace(Box<Unplaced>),
+    NoPlace(Arc<Unplaced>),
     /// A wanted replica has no place yet, and replicas that are stopping give room.
     RoomComing,
     /// The rollout or the drain needs room for one replica more.
-    NoRoomToMove(Box<Unplaced>),
+    NoRoomToMove(Arc<Unplaced>),
     /// The replica stops: its node has to say that it is gone.
     Gone { machine_id: MachineId },
     /// The ordinal's former replica is not gone; two of one id never run.
@@ -101,6 +110,8 @@ pub enum WaitReason {
     Ordinal { ordinal: u32 },
     /// It would stop with many others, and nobody asked for that.
     Held,
+    /// Of a scaled container no more than half stop at a time.
+    Half,
     /// Its rollout was paused.
     Paused { rollout: u64 },
     /// Its container allows no drain to take a replica away.
@@ -129,7 +140,38 @@ pub(crate) struct Context<'a> {
     pub freeze: Option<Freeze>,
     pub container: &'a Container,
     /// Not gone, ordered by id.
-    pub replicas: Vec<&'a Replica>,
+    pub replicas: Vec<Seen<'a>>,
+}
+
+/// A replica with what everything asks of it, looked up once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seen<'a> {
+    replica: &'a Replica,
+    machine: &'a Machine,
+    readiness: Readiness,
+}
+
+impl<'a> Seen<'a> {
+    fn of(world: &'a World, observed: &Observed, replica: &'a Replica) -> Self {
+        let machine = world.machine(&replica.machine_id);
+        Self {
+            replica,
+            machine: machine.expect("a replica is on a registered machine"),
+            readiness: observed.readiness(world, replica),
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.readiness == Readiness::Ready
+    }
+}
+
+impl Deref for Seen<'_> {
+    type Target = Replica;
+
+    fn deref(&self) -> &Replica {
+        self.replica
+    }
 }
 
 /// Plans for one container; nothing for one that does not exist. `freeze` is the one that holds now, which is the same for
@@ -149,8 +191,9 @@ pub fn reconcile(
         return Plan::default();
     };
     // Deleted and declared anew in one step as the other kind: what the former one left is in nobody's way, and goes.
-    let (replicas, former): (Vec<&Replica>, Vec<&Replica>) = world
+    let (replicas, former): (Vec<Seen<'_>>, Vec<Seen<'_>>) = world
         .replicas_of(name)
+        .map(|replica| Seen::of(world, observed, replica))
         .partition(|replica| replica.ordinal.is_some() == container.spec.stateful);
     let mut context = Context {
         world,
@@ -176,7 +219,7 @@ pub fn reconcile(
     plan
 }
 
-impl<'a> Context<'a> {
+impl Context<'_> {
     fn stop_all(&self) -> Plan {
         let cause = if self.container.deleted_since.is_some() {
             StopCause::ContainerDeleted
@@ -192,53 +235,45 @@ impl<'a> Context<'a> {
         }
     }
 
-    fn machine(&self, replica: &Replica) -> &'a Machine {
-        self.world
-            .machine(&replica.machine_id)
-            .expect("a replica is on a registered machine")
+    fn is_lost(&self, replica: &Seen<'_>) -> bool {
+        liveness::is_lost(replica.machine, self.observed, self.limits, self.now)
     }
 
-    fn is_lost(&self, replica: &Replica) -> bool {
-        liveness::is_lost(self.machine(replica), self.observed, self.limits, self.now)
+    fn is_silent(&self, replica: &Seen<'_>) -> bool {
+        replica.machine.health == MachineHealthState::Unhealthy
     }
 
-    fn is_silent(&self, replica: &Replica) -> bool {
-        self.machine(replica).health == MachineHealthState::Unhealthy
+    /// It stops on a silent machine: it gives no room back, and nobody knows when it is confirmed. While the cluster is frozen
+    /// nothing is written off.
+    fn is_written_off(&self, replica: &Seen<'_>) -> bool {
+        !replica.is_live() && self.is_silent(replica) && self.freeze.is_none()
     }
 
-    fn is_draining(&self, replica: &Replica) -> bool {
-        self.machine(replica).draining_since.is_some()
+    fn is_draining(&self, replica: &Seen<'_>) -> bool {
+        replica.machine.draining_since.is_some()
     }
 
     /// The deadline of its machine's drain is over. A silent machine stops nothing, and may still write.
-    fn is_forced_off(&self, replica: &Replica) -> bool {
-        let machine = self.machine(replica);
+    fn is_forced_off(&self, replica: &Seen<'_>) -> bool {
+        let machine = replica.machine;
         let is_over = machine
             .drain_deadline
             .is_some_and(|deadline| self.now.wall >= deadline);
         is_over && self.is_draining(replica) && !self.is_silent(replica)
     }
 
-    fn readiness(&self, replica: &Replica) -> Readiness {
-        self.observed.readiness(self.world, replica)
-    }
-
-    fn is_ready(&self, replica: &Replica) -> bool {
-        self.readiness(replica) == Readiness::Ready
-    }
-
     /// Ready, and not only in passing: a new one that has failed to start counts when it has stayed up.
-    fn serves(&self, replica: &Replica) -> bool {
-        self.is_ready(replica) && rollout::is_up(self.observed, &self.limits.rollout, self.now, replica)
+    fn serves(&self, replica: &Seen<'_>) -> bool {
+        replica.is_ready() && rollout::is_up(self.observed, &self.limits.rollout, self.now, replica)
     }
 
     /// Runs something else than it should. While a rollout is paused nothing is replaced for it.
-    fn is_outdated(&self, replica: &Replica) -> bool {
+    fn is_outdated(&self, replica: &Seen<'_>) -> bool {
         !self.container.is_paused() && self.container.is_outdated(replica)
     }
 
     /// Certainly serves nothing: it never came up, or went down and waits for its next attempt.
-    fn is_down(&self, replica: &Replica) -> bool {
+    fn is_down(&self, replica: &Seen<'_>) -> bool {
         self.observed.status(replica).is_some_and(|status| {
             !status.ready
                 && (status.recent_crashes >= CRASH_LOOP_MIN
@@ -254,7 +289,7 @@ impl<'a> Context<'a> {
         })
     }
 
-    fn wait(&self, replica: Option<&Replica>, reason: WaitReason, since: Timestamp) -> Wait {
+    fn wait(&self, replica: Option<&Seen<'_>>, reason: WaitReason, since: Timestamp) -> Wait {
         Wait {
             container: self.container.spec.name.clone(),
             replica_id: replica.map(|replica| replica.replica_id.clone()),
@@ -289,7 +324,7 @@ impl<'a> Context<'a> {
                     .push(self.wait(Some(replica), reason, replica.placed_at));
             }
             if self.container.wanted() > 0 && self.is_silent(replica) {
-                let machine = self.machine(replica);
+                let machine = replica.machine;
                 let machine_id = replica.machine_id.clone();
                 let reason = match self.freeze {
                     _ if replica.ordinal.is_some() => WaitReason::Fenced { machine_id },
@@ -384,6 +419,9 @@ impl fmt::Display for WaitReason {
             Self::Held => {
                 f.write_str("the release of its stop: too many would stop that nobody asked to stop")
             }
+            Self::Half => f.write_str(
+                "others of its container: of a scaled one no more than half stop at a time, and some have not ended yet or are not ready",
+            ),
             Self::Paused { rollout } => write!(f, "rollout {rollout} to be resumed: it is paused"),
             Self::Budget { container } => write!(
                 f,
@@ -430,6 +468,7 @@ impl WaitReason {
                 "report this as a fault of Berth; if the stops are right, let them happen: berth release"
                     .into()
             }
+            Self::Half => "see what the other replicas of the container wait for".into(),
             Self::Paused { .. } => "resume the rollout, or undo it: berth rollout".into(),
             Self::Budget { container } => format!(
                 "raise disruptionBudget.maxUnavailable of container {container}; or give the drain a deadline"

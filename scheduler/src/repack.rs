@@ -240,7 +240,7 @@ fn machine<'a>(
     let gpu = spec.capacity.gpu.as_ref().map(|gpu| &gpu.kind);
     let sort = (&spec.capacity_group, gpu, world.labels(machine));
     let kind = *numbers.kinds.entry(sort).or_insert(next);
-    let (usable, held) = (machine.usable(), machine.allocated);
+    let (usable, held) = (machine.usable(), held_whole(world, machine));
     // A machine that came back smaller holds more than it has: nothing more may come.
     let is_held_alone = world
         .replicas_on(&spec.machine_id)
@@ -280,7 +280,7 @@ fn replica(world: &World, names: &Names<'_>, replica: &world::Replica, numbers: 
             cpu: held.cpu.micros(),
             memory: held.memory.get(),
             ephemeral: held.ephemeral.get(),
-            gpus: held.gpus.into(),
+            gpus: replica_devices(world, replica).into(),
             disks: volume.is_some_and(|volume| needs_slot(&volume.volume)).into(),
             addresses: 1,
         },
@@ -293,6 +293,8 @@ fn replica(world: &World, names: &Names<'_>, replica: &world::Replica, numbers: 
             (false, _, _) | (_, MachineStatus::Unhealthy, _) => Movable::Never,
             // It would empty one machine to fill another.
             _ if spec.is_exclusive() => Movable::Never,
+            // What is free of each device of the target is not looked at.
+            _ if held.gpu_share_milli > 0 => Movable::Never,
             (true, _, Some(_)) => Movable::InZone,
             (true, _, None) => Movable::Freely,
         },
@@ -301,6 +303,32 @@ fn replica(world: &World, names: &Names<'_>, replica: &world::Replica, numbers: 
         zones: zone.map(|zone| vec![*zone]).unwrap_or_default(),
         host_ports: vec![],
     }
+}
+
+/// What is held of a machine, with every GPU of which anything is held as a whole one: a plan moves whole ones only.
+fn held_whole(world: &World, machine: &world::Machine) -> Allocated {
+    let replicas = world.replicas_on(&machine.spec.machine_id);
+    Allocated {
+        gpus: replicas.map(|replica| replica_devices(world, replica)).sum(),
+        gpu_share_milli: 0,
+        ..machine.allocated
+    }
+}
+
+/// Devices that count as a replica's: of those that share one, as the first by id.
+fn replica_devices(world: &World, replica: &world::Replica) -> u32 {
+    let held = replica.held(world);
+    if held.gpu_share_milli == 0 {
+        return held.gpus;
+    }
+    let mut before = world
+        .replicas_on(&replica.machine_id)
+        .take_while(|other| other.replica_id != replica.replica_id);
+    let is_counted = before.any(|other| {
+        let mut devices = other.devices.iter();
+        devices.any(|device| replica.devices.iter().any(|own| own.index == device.index))
+    });
+    u32::from(!is_counted)
 }
 
 /// Whether a machine may be given a replica of this declaration that comes from another.
@@ -320,7 +348,11 @@ fn verify(world: &World, names: &Names<'_>, plan: &Plan, limit: Limit) -> Result
     if plan.moves.len() > usize::try_from(limit.moves_per_hour).unwrap_or(usize::MAX) {
         return Err(format!("{} moves", plan.moves.len()));
     }
-    let mut held: Vec<Allocated> = names.machines.iter().map(|machine| machine.allocated).collect();
+    let mut held: Vec<Allocated> = names
+        .machines
+        .iter()
+        .map(|machine| held_whole(world, machine))
+        .collect();
     let mut counts: Vec<usize> = names
         .machines
         .iter()
@@ -393,7 +425,7 @@ fn number(len: usize) -> u32 {
 mod tests {
     use super::*;
     use crate::entry::Entry;
-    use crate::fixture::{Town, stateful, stateless};
+    use crate::fixture::{Town, gpu_share, on_gpus, stateful, stateless, whole_gpus};
 
     const BUDGET: Limit = Limit {
         moves_per_hour: 20,
@@ -446,6 +478,70 @@ mod tests {
             (1, 1)
         );
         assert_eq!(reply.kept_machines.len(), 1);
+    }
+
+    /// The machines of GPUs that a plan keeps, each with why.
+    fn kept(town: &Town) -> Vec<(String, String)> {
+        let reply = of(&town.world, BUDGET).unwrap();
+        assert_eq!(
+            (reply.moves.len(), reply.freed_machines.len()),
+            (0, 0),
+            "{reply:?}"
+        );
+        let kept = reply.kept_machines.into_iter();
+        kept.map(|kept| (kept.machine_id.to_string(), kept.reason))
+            .collect()
+    }
+
+    #[test]
+    fn shares_stay_where_they_are() {
+        let mut town = Town::new();
+        town.join("g1", "gpu");
+        town.settle();
+        for (name, gpu) in [("filler", whole_gpus(1)), ("one", gpu_share(600))] {
+            town.put(on_gpus(name, 1, gpu));
+            town.settle();
+        }
+        town.join("g2", "gpu");
+        town.settle();
+        town.put(on_gpus("two", 1, gpu_share(600)));
+        town.settle();
+        town.act(Entry::ContainerDeleted {
+            container: "filler".parse().unwrap(),
+            at: town.now.wall,
+        });
+        town.settle();
+        // A whole device is free beside each of them.
+        let stays = |name: &str| {
+            let (replica, machine) = town.places(name).remove(0);
+            (machine, format!("replica {replica} stays where it is"))
+        };
+        let expected = [stays("one"), stays("two")];
+        assert_eq!(expected.clone().map(|(machine, _)| machine), ["g1", "g2"]);
+        assert_eq!(kept(&town), expected);
+    }
+
+    #[test]
+    fn whole_gpus_are_not_moved_to_where_only_parts_are_free() {
+        let mut town = Town::new();
+        town.join("g1", "gpu");
+        town.settle();
+        for (name, milli) in [("one", 600), ("two", 600)] {
+            town.put(on_gpus(name, 1, gpu_share(milli)));
+            town.settle();
+        }
+        town.join("g2", "gpu");
+        town.settle();
+        town.put(on_gpus("whole", 1, whole_gpus(1)));
+        town.settle();
+        let (replica, machine) = town.places("whole").remove(0);
+        assert_eq!(machine, "g2");
+        let kept = kept(&town);
+        assert_eq!(kept.len(), 2, "{kept:?}");
+        assert_eq!(
+            kept[1],
+            (machine, format!("replica {replica} has no other place"))
+        );
     }
 
     #[test]

@@ -105,7 +105,8 @@ impl Starts {
     }
 }
 
-/// Notes how the replicas of open rollouts do. Soft state only: what is decided of it is [`entries`].
+/// Notes how the replicas of open rollouts do, once anything was said of them. Soft state only: what is decided of it is
+/// [`entries`].
 pub fn observe(world: &World, observed: &mut Observed, now: Now) {
     let mut known = std::mem::take(&mut observed.starts);
     let mut starts = BTreeMap::new();
@@ -115,11 +116,14 @@ pub fn observe(world: &World, observed: &mut Observed, now: Now) {
                 sequence: replica.sequence,
                 ..Starts::default()
             };
-            let mut start = known
-                .remove(&replica.replica_id)
-                .filter(|start| start.sequence == replica.sequence)
-                .unwrap_or_else(fresh);
-            start.see(observed.readiness(world, replica), observed.status(replica), now);
+            let status = observed.status(replica);
+            let known = known.remove(&replica.replica_id);
+            let known = known.filter(|start| start.sequence == replica.sequence);
+            if known.is_none() && status.is_none() {
+                continue;
+            }
+            let mut start = known.unwrap_or_else(fresh);
+            start.see(observed.readiness(world, replica), status, now);
             starts.insert(replica.replica_id.clone(), start);
         }
     }
@@ -172,16 +176,17 @@ fn entry(
     let (revision, at) = (rollout.id, now.wall);
     let is_steady = |replica: &&Replica| {
         let starts = observed.starts.get(&replica.replica_id);
-        observed.readiness(world, replica) == Readiness::Ready
-            && starts.is_some_and(|starts| starts.is_steady(rules, now))
+        starts.is_some_and(|starts| starts.is_steady(rules, now))
+            && observed.readiness(world, replica) == Readiness::Ready
     };
     let steady = updated(world, name, container).filter(is_steady).count();
     let wanted = usize::try_from(container.wanted()).expect("32 bits fit into a usize");
-    let has_old = world
-        .replicas_of(name)
-        .any(|replica| replica.is_live() && container.is_outdated(replica));
+    let has_old = || {
+        let mut replicas = world.replicas_of(name);
+        replicas.any(|replica| replica.is_live() && container.is_outdated(replica))
+    };
     let container_name = || name.clone();
-    if steady >= wanted && !has_old {
+    if steady >= wanted && !has_old() {
         return Some(Entry::RolloutCompleted {
             container: container_name(),
             revision,

@@ -443,6 +443,19 @@ impl Scheduler {
             .collect()
     }
 
+    /// Whether an actor runs here for every cluster that is this process's to serve, as far as it knows.
+    pub(crate) fn serves_its_share(&self) -> bool {
+        self.shard.as_ref().is_none_or(|shard| {
+            let running = self.running().into_iter().collect();
+            let me = &shard.config.me.nonce;
+            shard.is_ready()
+                && shard.with_view(|view| {
+                    let duties = view.duties(me, &running);
+                    duties.claim.is_empty() && duties.start.is_empty()
+                })
+        })
+    }
+
     /// Held by whoever creates a cluster.
     pub(crate) async fn creating(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.creating.lock().await

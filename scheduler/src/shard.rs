@@ -146,9 +146,7 @@ impl Shard {
         let me = &self.config.me;
         let outcome = self.etcd.claim(cluster, claim, me, lease).await?;
         if outcome == Claimed::Won {
-            // The watch says so too, later: until then nothing else may follow from the view.
-            let owned = OwnerChange::Owned(cluster.clone(), me.nonce.clone());
-            self.with_view(|view| view.apply(owned));
+            self.with_view(|view| view.claimed(cluster, &me.nonce));
         }
         Ok(outcome)
     }
@@ -245,6 +243,7 @@ async fn keep(shard: &Shard, lease: Lease, tenure: &Tenure) {
 /// Follows members and owners, and does what follows for this member, for as long as the tenure holds.
 async fn serve(scheduler: &Arc<Scheduler>, shard: &Arc<Shard>, lease: Lease, tenure: &Tenure) {
     while tenure.holds() {
+        shard.with_view(View::survey_begins);
         let survey = async {
             let survey = shard.etcd.survey().await?;
             let changes = shard.etcd.changes(&survey).await?;
@@ -253,7 +252,7 @@ async fn serve(scheduler: &Arc<Scheduler>, shard: &Arc<Shard>, lease: Lease, ten
         match survey.await {
             Ok((survey, changes)) => {
                 let view = View::new(survey.members, survey.owners, survey.clusters);
-                shard.with_view(|known| *known = view);
+                shard.with_view(|known| known.survey_ends(view));
                 shard.is_surveyed.store(true, Ordering::Release);
                 follow(scheduler, shard, lease, tenure, changes).await;
             }
@@ -281,8 +280,10 @@ async fn follow(
         act(scheduler, shard, lease, tenure).await;
         match tokio::time::timeout(PERIOD, changes.next()).await {
             Ok(Some(changes)) => shard.with_view(|view| {
-                for change in changes {
-                    view.apply(change);
+                for (change, revision) in changes {
+                    if !shard.etcd.is_outdated(&change, revision) {
+                        view.apply(change);
+                    }
                 }
             }),
             Ok(None) => return,
@@ -302,7 +303,11 @@ async fn act(scheduler: &Arc<Scheduler>, shard: &Arc<Shard>, lease: Lease, tenur
             info!(cluster_id = %cluster, "handed over");
         });
     handed.await;
-    let claimed = futures::stream::iter(&duties.claim).for_each_concurrent(LOADS_MAX, |cluster| async move {
+    // The answer to a claim, or to a hand-over, may have been lost: then the store names this process, and it has to claim once
+    // more what it is to serve or to give back.
+    let (owned, unsure): (Vec<_>, Vec<_>) = duties.start.iter().partition(|cluster| shard.etcd.owns(cluster));
+    let claims = futures::stream::iter(duties.claim.iter().chain(unsure));
+    let claimed = claims.for_each_concurrent(LOADS_MAX, |cluster| async move {
         match shard.claim(cluster, Claim::Existing, lease).await {
             Ok(Claimed::Won) => start(scheduler, shard, tenure, cluster).await,
             // Who was first is told by the watch.
@@ -314,7 +319,7 @@ async fn act(scheduler: &Arc<Scheduler>, shard: &Arc<Shard>, lease: Lease, tenur
         }
     });
     claimed.await;
-    let started = futures::stream::iter(&duties.start)
+    let started = futures::stream::iter(owned)
         .for_each_concurrent(LOADS_MAX, |cluster| start(scheduler, shard, tenure, cluster));
     started.await;
 }
@@ -335,12 +340,12 @@ async fn start(scheduler: &Arc<Scheduler>, shard: &Arc<Shard>, tenure: &Tenure, 
         return;
     }
     let mut loaded = Loaded::load(shard.etcd.as_ref(), cluster).await;
+    // One that is being created here may have no history yet, or one whose writing has not been answered: its creation starts it.
+    let _creating = scheduler.creating().await;
+    if scheduler.find(cluster).is_some() {
+        return;
+    }
     if matches!(loaded, Err(LoadError::Empty { .. })) {
-        // One that is being created here has no history yet.
-        let _creating = scheduler.creating().await;
-        if scheduler.find(cluster).is_some() {
-            return;
-        }
         loaded = Loaded::load(shard.etcd.as_ref(), cluster).await;
     }
     match loaded {

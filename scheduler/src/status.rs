@@ -3,6 +3,8 @@
 //! `stopped` when nothing is wanted of it; else `failing` when a wanted replica has no place, crashes over and over, or does
 //! not serve for a reason of its own, or when what is declared was rolled back; else `running` when as many are ready as are wanted; else `pending`.
 
+use std::sync::Arc;
+
 use berth_api::container::Scale;
 use berth_api::id::ContainerName;
 use berth_api::replica::{CRASH_LOOP_MIN, Phase, ReplicaStatus, WireReplicaStatus};
@@ -84,14 +86,14 @@ pub fn replica_status(observed: &Observed, replica: &Replica) -> WireReplicaStat
 
 /// Why one more replica of a container has no place now; none when it has one.
 #[must_use]
-pub fn why_unplaced(world: &World, name: &ContainerName) -> Option<Box<Unplaced>> {
+pub fn why_unplaced(world: &World, name: &ContainerName) -> Option<Arc<Unplaced>> {
     let container = world.container(name)?;
     let missing = (0..container.count).find(|ordinal| {
         let is_there = |replica: &Replica| replica.ordinal == Some(*ordinal);
         !world.replicas_of(name).any(is_there)
     });
     let ordinal = if container.spec.stateful { missing } else { None };
-    placement::place(&Fleet::of(world), &[request(world, name, ordinal, None)])
+    placement::place(Fleet::of(world), &[request(world, name, ordinal, None)])
         .pop()?
         .err()
 }

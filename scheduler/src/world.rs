@@ -10,6 +10,7 @@
 //! Each change is made on a clone, and readers keep the one before.
 
 mod apply;
+mod devices;
 mod events;
 mod kept;
 mod map;
@@ -22,21 +23,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use berth_api::assignment::Assignment;
-use berth_api::cluster::{ClusterSpec, Gpu};
+use berth_api::cluster::ClusterSpec;
 use berth_api::container::{ContainerSpec, Granted};
 use berth_api::id::{ContainerName, GroupId, Label, MachineId, ReplicaId};
-use berth_api::machine::{AssignedNetwork, MachineSpec, MachineStatus};
+use berth_api::machine::{AssignedNetwork, GPU_MILLI, GpuDevice, MachineSpec, MachineStatus};
 use berth_api::rest::cluster::CapacityReason;
 use berth_api::time::Timestamp;
 use berth_api::units::{Bytes, Cpu};
 use imbl::OrdSet;
 use serde::{Deserialize, Serialize};
 
-use crate::entry::{Entry, MachineHealthState, Picked, StopCause, TokenDigest, TokenKind};
+use crate::entry::{Entry, MachineHealthState, Picked, StopCause, TokenDigest, TokenKind, version_of};
 use crate::placement::Chosen;
 
 pub use apply::ApplyError;
 pub(crate) use apply::{HOST_MAX, HOST_MIN};
+pub(crate) use devices::{DEVICES, Left};
 pub use events::{EVENTS_MAX, Events};
 pub use kept::{KEPT_MAX, KEPT_MAX_AGE, KeptWrite, KeptWrites};
 pub use map::Map;
@@ -134,14 +136,19 @@ pub struct Machine {
     pub replicas: OrdSet<ReplicaId>,
 }
 
-/// What replicas hold of a machine: what every one that is not gone was granted.
+/// What replicas hold of a machine: what every one that is not gone was granted. Which GPUs is said by the replicas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Allocated {
     pub cpu: Cpu,
     pub memory: Bytes,
     pub ephemeral: Bytes,
+    /// Whole devices.
     pub gpus: u32,
+    /// Thousandths of a GPU. Of what is held: all shares together. Of what is free: the most that is left of one device of which
+    /// something is held.
+    #[serde(default, skip_serializing_if = "is_nought")]
+    pub gpu_share_milli: u32,
 }
 
 /// A declared container.
@@ -191,6 +198,9 @@ pub struct Replica {
     pub machine_id: MachineId,
     pub ip: IpAddr,
     pub host_port: Option<u16>,
+    /// What it holds of its machine's GPUs, by rising number. Empty: none, or placed before this was recorded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<GpuDevice>,
     pub placed_at: Timestamp,
     /// Rises with each placement of the cluster: the age of the replica.
     pub sequence: u64,
@@ -223,6 +233,11 @@ pub struct Stopping {
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
 fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+fn is_nought(number: &u32) -> bool {
     *number == 0
 }
 
@@ -261,6 +276,15 @@ impl World {
         let group = self.spec.group(&machine.spec.capacity_group);
         let of_group = group.into_iter().flat_map(|group| &group.labels);
         machine.spec.labels.iter().chain(of_group).collect()
+    }
+
+    /// The lowest version of snapshots whose readers understand every declaration.
+    pub(crate) fn format(&self) -> u32 {
+        let formats = self.containers().values().flat_map(|container| {
+            let others = container.older.values().chain(container.declared.as_deref());
+            others.chain([&container.spec]).map(version_of)
+        });
+        formats.max().unwrap_or(1)
     }
 
     /// Rises with each revocation of the machine tokens: what was enrolled in an earlier era is refused.
@@ -313,12 +337,8 @@ impl World {
     }
 
     /// Replicas of a machine that are not gone, ordered by id.
-    pub fn replicas_on(&self, machine: &MachineId) -> impl Iterator<Item = &Replica> {
-        self.machines
-            .get(machine)
-            .into_iter()
-            .flat_map(|machine| &machine.replicas)
-            .filter_map(|id| self.replica(id))
+    pub fn replicas_on(&self, machine: &MachineId) -> impl Iterator<Item = &Replica> + use<'_> {
+        self.replicas.on(machine)
     }
 
     #[must_use]
@@ -510,19 +530,15 @@ impl Machine {
                 .saturating_sub(capacity.memory.system_reserve),
             ephemeral: capacity.ephemeral_storage.total,
             gpus: capacity.gpu.as_ref().map_or(0, |gpu| gpu.total),
+            gpu_share_milli: 0,
         }
     }
 
-    /// What is left; nothing when more is allocated than there is (a machine came back smaller).
+    /// What is left; nothing when more is allocated than there is (a machine came back smaller). It counts no shares of GPUs:
+    /// [`World::free_devices`] knows what is left of each.
     #[must_use]
     pub fn free(&self) -> Allocated {
-        let usable = self.usable();
-        Allocated {
-            cpu: usable.cpu.saturating_sub(self.allocated.cpu),
-            memory: usable.memory.saturating_sub(self.allocated.memory),
-            ephemeral: usable.ephemeral.saturating_sub(self.allocated.ephemeral),
-            gpus: usable.gpus.saturating_sub(self.allocated.gpus),
-        }
+        self.usable().less(&self.allocated)
     }
 }
 
@@ -535,6 +551,7 @@ impl Allocated {
             memory: self.memory.checked_add(other.memory)?,
             ephemeral: self.ephemeral.checked_add(other.ephemeral)?,
             gpus: self.gpus.checked_add(other.gpus)?,
+            gpu_share_milli: self.gpu_share_milli.checked_add(other.gpu_share_milli)?,
         })
     }
 
@@ -546,16 +563,33 @@ impl Allocated {
             memory: self.memory.saturating_sub(other.memory),
             ephemeral: self.ephemeral.saturating_sub(other.ephemeral),
             gpus: self.gpus.saturating_sub(other.gpus),
+            gpu_share_milli: self.gpu_share_milli.saturating_sub(other.gpu_share_milli),
         }
     }
 
-    /// Whether it is no more than `room` in any dimension.
+    /// Thousandths of GPUs, whole devices and shares together.
+    #[must_use]
+    pub fn gpus_milli(&self) -> u64 {
+        u64::from(self.gpus) * u64::from(GPU_MILLI) + u64::from(self.gpu_share_milli)
+    }
+
+    /// The largest share that this much room could take.
+    #[must_use]
+    pub fn largest_share(&self) -> u32 {
+        match self.gpus {
+            0 => self.gpu_share_milli,
+            _ => GPU_MILLI.into(),
+        }
+    }
+
+    /// Whether what one replica holds is no more than `room` in any dimension.
     #[must_use]
     pub fn fits_in(&self, room: &Self) -> bool {
         self.cpu <= room.cpu
             && self.memory <= room.memory
             && self.ephemeral <= room.ephemeral
             && self.gpus <= room.gpus
+            && self.gpu_share_milli <= room.largest_share()
     }
 
     /// What one replica of a declaration holds with this much granted to it.
@@ -571,11 +605,14 @@ impl Allocated {
     /// What one replica of a declaration holds when it has all that it desires.
     #[must_use]
     pub fn of(spec: &ContainerSpec) -> Self {
+        let gpu = spec.resources.gpu.as_ref();
+        let share = gpu.and_then(|gpu| gpu.share);
         Self {
             cpu: spec.resources.cpu.desired,
             memory: spec.resources.memory.desired,
             ephemeral: spec.resources.ephemeral_storage.unwrap_or(Bytes::ZERO),
-            gpus: spec.resources.gpu.as_ref().map_or(0, |gpu: &Gpu| gpu.count),
+            gpus: gpu.filter(|_| share.is_none()).map_or(0, |gpu| gpu.count),
+            gpu_share_milli: share.map_or(0, |share| share.milli().into()),
         }
     }
 }

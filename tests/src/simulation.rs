@@ -64,7 +64,7 @@ pub use shrink::shrink;
 /// The rule that a run broke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rule {
-    /// A machine carries no more than it has.
+    /// A machine carries no more than it has, and none of its GPUs more than all of it.
     Capacity,
     /// No address and no host port is given twice.
     Uniqueness,
@@ -119,6 +119,10 @@ pub enum Mutation {
     RestartForNothing,
     /// A replica is described in other words from time to time.
     Reword,
+    /// A machine is told that every share of a GPU is one of its first GPU.
+    WrongDevice,
+    /// A machine gives every replica its first GPU, whatever it was told.
+    FirstDevice,
 }
 
 /// How to run.

@@ -1,17 +1,48 @@
-//! HTTP probes against small real servers: what passes, what fails, and that a slow one delays no other.
+//! Probes against small real servers: what passes, what fails, and that a slow one delays no other.
 
 #![expect(clippy::unwrap_used, reason = "a broken step ends the test with its place")]
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use berth_api::container::{HealthCheck, ProbeMethod};
+use berth_api::container::{HealthCheck, ProbeKind, ProbeMethod};
 use berth_api::id::ReplicaId;
-use berth_node::health::{ProbePhase, ProbeReport, ProbeTarget, Prober};
+use berth_node::health::{ProbePhase, ProbeReport, ProbeTarget, Prober, Programs};
+use futures::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+
+/// Says of a program what its first word says: what it does is tested on a real containerd.
+#[derive(Debug, Default)]
+struct Script {
+    runs: AtomicU32,
+}
+
+impl Programs for Script {
+    fn run<'a>(
+        &'a self,
+        _: &'a ReplicaId,
+        command: &'a [String],
+        _: Duration,
+    ) -> BoxFuture<'a, Option<Result<(), String>>> {
+        let runs = self.runs.fetch_add(1, Ordering::Relaxed);
+        let outcome = match command[0].as_str() {
+            "ends" => Some(Ok(())),
+            "unanswered-at-first" if runs < 2 => None,
+            "unanswered-at-first" => Some(Ok(())),
+            other => Some(Err(other.to_owned())),
+        };
+        Box::pin(async { outcome })
+    }
+}
+
+fn prober(sender: mpsc::Sender<ProbeReport>) -> Prober {
+    Prober::new(sender, Arc::new(Script::default()))
+}
 
 /// Answers every request with `status`, after `delay`; returns its port.
 async fn server(tasks: &mut JoinSet<()>, status: &'static str, delay: Duration) -> u16 {
@@ -44,6 +75,8 @@ fn target(id: &str, port: u16) -> ProbeTarget {
         run: 1,
         ip: Ipv4Addr::LOCALHOST,
         check: HealthCheck {
+            kind: ProbeKind::Http,
+            command: vec![],
             path: "/health".into(),
             port,
             method: ProbeMethod::Get,
@@ -71,7 +104,7 @@ async fn report(reports: &mut mpsc::Receiver<ProbeReport>, id: &str) -> ProbeRep
 async fn only_an_answer_of_2xx_in_time_passes() {
     let mut tasks = JoinSet::new();
     let (sender, mut reports) = mpsc::channel(16);
-    let mut prober = Prober::new(sender);
+    let mut prober = prober(sender);
     for (id, status, delay_ms, error) in [
         ("ok", "200 OK", 0, None),
         ("empty", "204 No Content", 0, None),
@@ -98,7 +131,7 @@ async fn only_an_answer_of_2xx_in_time_passes() {
 async fn the_declared_request_is_sent() {
     let mut tasks = JoinSet::new();
     let (sender, mut reports) = mpsc::channel(16);
-    let mut prober = Prober::new(sender);
+    let mut prober = prober(sender);
     let port = server(&mut tasks, "404 Not Found", Duration::ZERO).await;
     let mut declared = target("head", port);
     declared.check.path = "/health?deep=1".into();
@@ -121,7 +154,7 @@ async fn the_declared_request_is_sent() {
 async fn a_slow_replica_delays_no_other_and_a_late_one_comes_up() {
     let mut tasks = JoinSet::new();
     let (sender, mut reports) = mpsc::channel(64);
-    let mut prober = Prober::new(sender);
+    let mut prober = prober(sender);
     let slow = server(&mut tasks, "200 OK", Duration::from_secs(60)).await;
     for index in 0..20 {
         prober.put(target(&format!("slow{index}"), slow));
@@ -147,4 +180,46 @@ async fn a_slow_replica_delays_no_other_and_a_late_one_comes_up() {
     tokio::time::timeout(Duration::from_secs(3), up)
         .await
         .expect("the late one passes within a few eager probes");
+}
+
+#[tokio::test]
+async fn a_port_that_accepts_passes_whatever_it_says() {
+    let (sender, mut reports) = mpsc::channel(16);
+    let mut prober = prober(sender);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut declared = target("open", port);
+    declared.check.kind = ProbeKind::Tcp;
+    prober.put(declared.clone());
+    assert!(report(&mut reports, "open").await.passing());
+    drop(listener);
+    declared.replica_id = ReplicaId::new("closed").unwrap();
+    prober.put(declared);
+    let error = report(&mut reports, "closed").await.last_error.unwrap();
+    assert!(
+        error.starts_with(&format!("connecting to port {port}: ")),
+        "{error}"
+    );
+    prober.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_program_decides_and_a_runtime_that_does_not_answer_says_nothing() {
+    let (sender, mut reports) = mpsc::channel(16);
+    let mut prober = prober(sender);
+    for (id, error) in [
+        ("unanswered-at-first", None),
+        ("ends", None),
+        ("ended with 3", Some("ended with 3")),
+    ] {
+        let mut declared = target("program", 0);
+        declared.check.kind = ProbeKind::Exec;
+        declared.check.command = vec![id.to_owned()];
+        prober.put(declared);
+        let report = report(&mut reports, "program").await;
+        assert_eq!(report.last_error.as_deref(), error, "{id}");
+        assert_eq!(report.consecutive_failures, u32::from(error.is_some()), "{id}");
+        prober.remove(&report.replica_id);
+    }
+    prober.shutdown().await;
 }

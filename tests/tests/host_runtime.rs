@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod host_runtime {
     pub(crate) mod containerd;
+    pub(crate) mod exec;
     pub(crate) mod images;
     pub(crate) mod lifecycle;
     pub(crate) mod limits;

@@ -10,7 +10,28 @@ use berth_tests::simulation::{Failure, Mutation, Options, Rule, Summary, run, sh
 /// Seeds of the default run.
 const SEEDS: Range<u64> = 0..200;
 /// Seeds that found a fault, each with the actions that are needed for it and what it found.
-const REGRESSIONS: &[(u64, &[u32], &str)] = &[];
+const REGRESSIONS: &[(u64, &[u32], &str)] = &[
+    (
+        921,
+        &[
+            1_000_002, 1, 2, 3, 4, 9, 28, 34, 35, 48, 50, 51, 52, 53, 56, 57, 72, 75, 77, 78, 81,
+        ],
+        "a plan to shrink a group moved the last replica of a former declaration, and could not place it as what was forgotten by then",
+    ),
+    (
+        42_431,
+        &[
+            1_000_001, 1_000_002, 1_000_004, 1_000_005, 0, 1, 3, 7, 8, 9, 13, 14, 23, 24, 25, 28, 29, 30, 31,
+            35, 38, 39, 41, 44, 45, 46, 48,
+        ],
+        "a container had nothing to wait for while its machine was heard again and not yet taken for running",
+    ),
+    (
+        59_863,
+        &[2, 7, 8, 15, 18],
+        "a percentage in an event was read from the log with another last digit than it was written with",
+    ),
+];
 /// A mutation must be found within this many seeds.
 const MUTATION_SEEDS: u64 = 60;
 
@@ -154,6 +175,16 @@ fn a_stop_without_a_reason_is_noticed() {
 #[test]
 fn another_word_for_the_same_replica_is_noticed() {
     assert_eq!(caught(Mutation::Reword), Rule::Restart);
+}
+
+#[test]
+fn a_share_of_another_gpu_than_was_given_is_noticed() {
+    assert_eq!(caught(Mutation::WrongDevice), Rule::Capacity);
+}
+
+#[test]
+fn replicas_that_use_the_gpu_of_others_are_noticed() {
+    assert_eq!(caught(Mutation::FirstDevice), Rule::Capacity);
 }
 
 #[test]

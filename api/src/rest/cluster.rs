@@ -472,12 +472,16 @@ fn profile(cursor: &Cursor<'_>) -> Option<MachineProfile> {
 }
 
 /// `{type, count 1-8}`.
-pub(crate) fn gpu(cursor: &Cursor<'_>) -> Option<Gpu> {
+fn gpu(cursor: &Cursor<'_>) -> Option<Gpu> {
     cursor.object()?;
     let kind = cursor
         .member("type")
         .matching(pattern::GPU_WANTED, pattern::is_gpu);
     let count = cursor.member("count").count(1..=8);
+    let share = cursor.member("share");
+    if share.raw().is_some_and(|share| !share.is_null()) {
+        return share.refuse("machines have whole GPUs; leave it out here and write it in containers");
+    }
     Some(Gpu {
         kind: kind?,
         count: count?,

@@ -258,7 +258,7 @@ pub struct ListContainersReply {
 mod tests {
     use super::*;
     use crate::cluster::ClusterSpec;
-    use crate::container::ProbeMethod;
+    use crate::container::{ProbeKind, ProbeMethod};
     use crate::rest::cluster::read_cluster;
     use crate::validate::Fault;
     use serde_json::json;
@@ -283,6 +283,47 @@ mod tests {
         match read_container(value, &cluster(platform)) {
             Ok(_) => vec![],
             Err(faults) => faults.list().iter().map(Fault::to_string).collect(),
+        }
+    }
+
+    #[test]
+    fn a_check_by_tcp_or_by_a_program_is_read_and_may_be_sent_back() {
+        let mut value = reader();
+        for (check, kind, words) in [
+            (json!({"kind": "tcp", "port": 5432}), ProbeKind::Tcp, vec![]),
+            (
+                json!({"kind": "exec", "command": ["pg_isready", "-q"]}),
+                ProbeKind::Exec,
+                vec!["pg_isready", "-q"],
+            ),
+        ] {
+            value["healthCheck"] = check;
+            let spec = read_container(&value, &cluster("local")).unwrap();
+            let check = spec.health_check.clone().unwrap();
+            assert_eq!(
+                (check.kind, check.command),
+                (kind, words.iter().map(|word| (*word).to_owned()).collect())
+            );
+            assert_eq!(
+                read_container(&create_request(&spec), &cluster("local")).unwrap(),
+                spec
+            );
+        }
+        for (check, problem) in [
+            (json!({"kind": "exec"}), "a check of kind exec needs a command"),
+            (
+                json!({"kind": "exec", "command": []}),
+                "a check of kind exec needs a command",
+            ),
+            (
+                json!({"command": ["true"]}),
+                "only a check of kind exec runs a command",
+            ),
+            (json!({"kind": "grpc"}), "write one of http, tcp, exec"),
+        ] {
+            value["healthCheck"] = check;
+            let faults = read_container(&value, &cluster("local")).unwrap_err();
+            assert!(faults.list()[0].to_string().contains(problem), "{faults}");
         }
     }
 

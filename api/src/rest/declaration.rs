@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::cluster::gpu;
 use super::contradiction::contradictions;
 use super::pattern;
 use crate::cluster::ClusterSpec;
 use crate::container::{
-    Autoscaling, ContainerSpec, CpuRange, DisruptionBudget, FAILED_STARTS_MAX, HealthCheck,
-    LoadBalancerTarget, MemoryRange, ProbeMethod, REPLICAS_MAX, Resources, RollbackPolicy, Scale,
-    ServiceAccountTarget, default_target_cpu_percent, default_target_memory_percent,
+    Autoscaling, ContainerSpec, CpuRange, DisruptionBudget, FAILED_STARTS_MAX, GpuRequest, GpuShare,
+    HealthCheck, LoadBalancerTarget, MemoryRange, ProbeKind, ProbeMethod, REPLICAS_MAX, Resources,
+    RollbackPolicy, Scale, ServiceAccountTarget, default_target_cpu_percent, default_target_memory_percent,
 };
 use crate::id::{ContainerName, GroupId, Zone};
+use crate::machine::MACHINE_GPUS_MAX;
 use crate::placement::placement;
 use crate::units::{Bytes, Cpu};
 use crate::validate::{Cursor, Faults, INT64_MAX, read};
@@ -122,13 +122,39 @@ pub(crate) fn resources(cursor: &Cursor<'_>) -> Option<Resources> {
     let cpu = cpu_range(&cursor.member("cpu"));
     let memory = memory_range(&cursor.member("memory"));
     let ephemeral_storage = cursor.member("ephemeralStorage").optional(size);
-    let gpu = cursor.member("gpu").optional(gpu);
+    let gpu = cursor.member("gpu").optional(gpu_request);
     Some(Resources {
         cpu: cpu?,
         memory: memory?,
         ephemeral_storage: ephemeral_storage?,
         gpu: gpu?,
     })
+}
+
+/// `{type, count 1-8}`, or `{type, count 1, share}`.
+pub(crate) fn gpu_request(cursor: &Cursor<'_>) -> Option<GpuRequest> {
+    cursor.object()?;
+    let kind = cursor
+        .member("type")
+        .matching(pattern::GPU_WANTED, pattern::is_gpu);
+    let count = cursor.member("count").count(1..=MACHINE_GPUS_MAX);
+    let share = cursor.member("share").optional(gpu_share);
+    if let (Some(count @ 2..), Some(Some(share))) = (count, share) {
+        let problem = format!("{count} beside a share of {share}; a share is of one device, write 1");
+        return cursor.member("count").refuse(problem);
+    }
+    Some(GpuRequest {
+        kind: kind?,
+        count: count?,
+        share: share?,
+    })
+}
+
+fn gpu_share(cursor: &Cursor<'_>) -> Option<GpuShare> {
+    let wanted = "a number from 0.001 to 0.999 with at most three decimals";
+    cursor.number(wanted, |share| (0.001..=0.999).contains(&share))?;
+    let share = GpuShare::from_number(cursor.raw()?.as_number()?);
+    share.or_else(|| cursor.refuse(format!("more than three decimals; write {wanted}")))
 }
 
 pub(crate) fn cpu_range(cursor: &Cursor<'_>) -> Option<CpuRange> {
@@ -389,13 +415,38 @@ pub(crate) fn health_check(cursor: &Cursor<'_>, first_port: Option<u16>) -> Opti
     let failure_threshold = cursor
         .member("failureThreshold")
         .or(3, |threshold| threshold.count(1..=10));
+    let (kind, command) = probe_kind(cursor)?;
     Some(HealthCheck {
+        kind,
+        command,
         path: path?,
         port: port?,
         method: method?,
         timeout_seconds: timeout_seconds?,
         failure_threshold: failure_threshold?,
     })
+}
+
+/// What a check does, and with which command. Members of other kinds change nothing: an answer names all of them, and may be sent back.
+fn probe_kind(cursor: &Cursor<'_>) -> Option<(ProbeKind, Vec<String>)> {
+    let kind = cursor.member("kind").or(ProbeKind::Http, |kind| {
+        kind.word(&[
+            ("http", ProbeKind::Http),
+            ("tcp", ProbeKind::Tcp),
+            ("exec", ProbeKind::Exec),
+        ])
+    })?;
+    let member = cursor.member("command");
+    let words = member.optional(command)?.flatten();
+    match (kind, words) {
+        (ProbeKind::Exec, Some(words)) => Some((kind, words)),
+        (ProbeKind::Exec, None) => {
+            member.refuse("a check of kind exec needs a command with at least one word")
+        }
+        (ProbeKind::Http | ProbeKind::Tcp, None) => Some((kind, vec![])),
+        (ProbeKind::Http | ProbeKind::Tcp, Some(_)) => member
+            .refuse("only a check of kind exec runs a command; leave it out, or write \"kind\": \"exec\""),
+    }
 }
 
 pub(crate) fn load_balancer(cursor: &Cursor<'_>) -> Option<LoadBalancerTarget> {

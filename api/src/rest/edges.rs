@@ -154,6 +154,11 @@ fn clusters() {
                 vec![json!(0), json!(9)],
             ),
             (
+                "/capacityGroups/0/profile/gpu/share",
+                vec![Value::Null],
+                vec![json!(0.5)],
+            ),
+            (
                 "/capacityGroups/0/profile/gpu/type",
                 vec![json!("a-1")],
                 vec![json!(""), json!("T4"), json!("a b")],
@@ -264,6 +269,18 @@ fn containers() {
                 vec![json!(0), json!(9), json!(0.5)],
             ),
             (
+                "/resources/gpu/share",
+                vec![Value::Null, json!(0.001), json!(0.25), json!(0.999)],
+                vec![
+                    json!(0),
+                    json!(1),
+                    json!(-0.1),
+                    json!(0.0005),
+                    json!("0.5"),
+                    json!(1.5),
+                ],
+            ),
+            (
                 "/autoscaling/min",
                 vec![json!(1), json!(3)],
                 vec![json!(0), json!(4)],
@@ -312,6 +329,16 @@ fn containers() {
                 "/healthCheck/method",
                 vec![json!("POST"), json!("HEAD")],
                 vec![json!("get"), json!("PUT")],
+            ),
+            (
+                "/healthCheck/kind",
+                vec![Value::Null, json!("http"), json!("tcp")],
+                vec![json!("TCP"), json!("exec"), json!("grpc"), json!(1)],
+            ),
+            (
+                "/healthCheck/command",
+                vec![Value::Null, json!([])],
+                vec![json!(["true"]), json!("true")],
             ),
             (
                 "/healthCheck/timeoutSeconds",

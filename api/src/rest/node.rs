@@ -13,8 +13,9 @@ use crate::container::{HealthCheck, LoadBalancerTarget, ServiceAccountTarget};
 use crate::event::{self, Event};
 use crate::id::{ClusterId, ContainerName, GroupId, Label, MachineId, ReplicaId, Zone};
 use crate::machine::{
-    AssignedNetwork, CpuCapacity, GpuCapacity, MACHINE_BYTES_MAX, MACHINE_CPU_MAX, MACHINE_GPUS_MAX,
-    MachineCapacity, MachineHealth, MachineSpec, MachineStatus, MemoryCapacity, StorageCapacity,
+    AssignedNetwork, CpuCapacity, GpuCapacity, GpuDevice, MACHINE_BYTES_MAX, MACHINE_CPU_MAX,
+    MACHINE_GPUS_MAX, MachineCapacity, MachineHealth, MachineSpec, MachineStatus, MemoryCapacity,
+    StorageCapacity,
 };
 use crate::placement::labels;
 use crate::replica::WireReplicaStatus;
@@ -484,6 +485,9 @@ pub struct ReplicaAssignment {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account: Option<ServiceAccountTarget>,
     pub status: WireReplicaStatus,
+    /// The GPUs that are its own, wholly or in part, by rising number. Berth's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpu_devices: Vec<GpuDevice>,
 }
 
 impl ReplicaAssignment {
@@ -507,6 +511,7 @@ impl ReplicaAssignment {
             command: assignment.command.clone(),
             service_account: assignment.service_account.clone(),
             status,
+            gpu_devices: assignment.gpu_devices.clone(),
         }
     }
 }
@@ -569,6 +574,10 @@ pub struct MachineSummary {
     pub replica_count: u64,
     pub last_heartbeat: Timestamp,
     /// Berth's additions from here on.
+    ///
+    /// What replicas hold of its GPUs, by rising number; of those that do not say which, the lowest that may be theirs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpu_devices: Vec<GpuDevice>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ephemeral_storage: Option<BytesSummary>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

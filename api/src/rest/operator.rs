@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::Platform;
 use crate::id::{ClusterId, ContainerName, MachineId, ReplicaId, Zone};
+use crate::machine::GpuDevice;
 use crate::replica::{Cause, Phase, Usage, Wait, WireReplicaStatus};
 use crate::time::Timestamp;
 use crate::units::{Bytes, Cpu};
@@ -75,6 +76,9 @@ pub struct ReplicaView {
     /// What placement packs with: what it desires, or what it is granted while it is squeezed.
     pub cpu: Cpu,
     pub memory: Bytes,
+    /// The GPUs that are its own, wholly or in part, by rising number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpu_devices: Vec<GpuDevice>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
 }

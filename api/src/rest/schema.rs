@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 use super::node::HeartbeatRequest;
-use crate::cluster::Gpu;
 use crate::container::{
-    DisruptionBudget, LoadBalancerTarget, ProbeMethod, RollbackPolicy, ServiceAccountTarget,
+    DisruptionBudget, GpuRequest, LoadBalancerTarget, ProbeKind, ProbeMethod, RollbackPolicy,
+    ServiceAccountTarget,
 };
 use crate::id::{ContainerName, GroupId};
 use crate::placement::PlacementRules;
@@ -36,7 +36,7 @@ pub struct ResourcesRequest {
     pub cpu: CpuRequest,
     pub memory: MemoryRequest,
     pub ephemeral_storage: Option<SizeText>,
-    pub gpu: Option<Gpu>,
+    pub gpu: Option<GpuRequest>,
 }
 
 /// Bounds and targets of automatic scaling. min <= desired <= max.
@@ -60,10 +60,15 @@ pub struct AutoscalingRequest {
     pub max_http_p95_latency_ms: Option<f64>,
 }
 
-/// An HTTP health check; without one a replica is healthy when it runs.
+/// A health check; without one a replica is healthy when it runs.
 #[derive(Debug, ToSchema)]
 #[schema(rename_all = "camelCase")]
 pub struct HealthCheckRequest {
+    /// Berth's own.
+    #[schema(default = "http")]
+    pub kind: Option<ProbeKind>,
+    /// What a check of kind exec runs in the replica. Berth's own.
+    pub command: Option<Vec<String>>,
     #[schema(pattern = r"^/[^\s\x00-\x1f\x7f-\x9f]*$", default = "/health")]
     pub path: Option<String>,
     /// The first port unless told.

@@ -27,7 +27,7 @@ pub(crate) async fn measure(context: &Context, figures: &mut Figures) -> anyhow:
     let scheduler = &context.scheduler;
     let program = Program::start(scheduler, &context.work.join("placements"), "").await?;
     let before = crate::process::cpu_time(program.pid()?)?;
-    let seconds = middle_of_runs(&program, context).await?;
+    let (seconds, spent) = middle_of_runs(&program, context).await?;
     let cpu = (crate::process::cpu_time(program.pid()?)? - before).as_secs_f64();
     drop(program);
     let raw = raw(context).await?;
@@ -45,6 +45,7 @@ pub(crate) async fn measure(context: &Context, figures: &mut Figures) -> anyhow:
         cpu / f64::from(u32::try_from(RUNS)?),
         None,
     );
+    spent.report(figures);
     figures.add(
         "raw_20000_sqlite_s",
         "as many records, store alone",
@@ -58,7 +59,7 @@ pub(crate) async fn measure(context: &Context, figures: &mut Figures) -> anyhow:
     };
     let store = format!("store = \"etcd://{}/berth\"", etcd.endpoints());
     let program = Program::start(scheduler, &context.work.join("placements-etcd"), &store).await?;
-    let seconds = middle_of_runs(&program, context).await?;
+    let (seconds, _) = middle_of_runs(&program, context).await?;
     figures.add(
         "place_20000_etcd_s",
         "20 000 durable placements, etcd, one member",
@@ -69,17 +70,60 @@ pub(crate) async fn measure(context: &Context, figures: &mut Figures) -> anyhow:
     Ok(())
 }
 
-/// The middle of some runs, each in a cluster of its own.
-async fn middle_of_runs(program: &Program, context: &Context) -> anyhow::Result<f64> {
-    let mut seconds = Vec::new();
-    for number in 0..RUNS {
-        seconds.push(run(program, number, context.divisor).await?);
-    }
-    seconds.sort_by(f64::total_cmp);
-    seconds.get(RUNS / 2).copied().context("there are runs")
+/// What the actor says of itself: seconds, and how often.
+#[derive(Clone, Copy)]
+struct Spent {
+    deciding: (f64, f64),
+    appending: (f64, f64),
 }
 
-async fn run(program: &Program, number: usize, divisor: usize) -> anyhow::Result<f64> {
+impl Spent {
+    async fn of(program: &Program) -> anyhow::Result<Self> {
+        let sum = async |name: &str| {
+            let name = format!("berth_scheduler_{name}_seconds");
+            let seconds = program.metric(&format!("{name}_sum")).await?;
+            anyhow::Ok((seconds, program.metric(&format!("{name}_count")).await?))
+        };
+        Ok(Self {
+            deciding: sum("decision").await?,
+            appending: sum("append").await?,
+        })
+    }
+
+    fn since(self, before: Self) -> Self {
+        let less = |now: (f64, f64), before: (f64, f64)| (now.0 - before.0, now.1 - before.1);
+        Self {
+            deciding: less(self.deciding, before.deciding),
+            appending: less(self.appending, before.appending),
+        }
+    }
+
+    fn report(self, figures: &mut Figures) {
+        let mut add = |id, text, unit, value| figures.add(id, text, unit, value, None);
+        add("place_deciding_s", "of which deciding", "s", self.deciding.0);
+        add("place_decisions", "in so many decisions", "", self.deciding.1);
+        add(
+            "place_appending_s",
+            "of which waiting for the store",
+            "s",
+            self.appending.0,
+        );
+        add("place_appends", "in so many appends", "", self.appending.1);
+    }
+}
+
+/// The middle of some runs, each in a cluster of its own.
+async fn middle_of_runs(program: &Program, context: &Context) -> anyhow::Result<(f64, Spent)> {
+    let mut runs = Vec::new();
+    for number in 0..RUNS {
+        runs.push(run(program, number, context.divisor).await?);
+    }
+    runs.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+    runs.get(RUNS / 2).copied().context("there are runs")
+}
+
+/// Seconds, and what the actor did in them.
+async fn run(program: &Program, number: usize, divisor: usize) -> anyhow::Result<(f64, Spent)> {
     let machines = MACHINES / divisor;
     let replicas = REPLICAS / divisor;
     let cluster = program
@@ -93,6 +137,7 @@ async fn run(program: &Program, number: usize, divisor: usize) -> anyhow::Result
         .into_iter()
         .collect::<anyhow::Result<Vec<()>>>()?;
     let before = program.metric("berth_scheduler_replicas").await?;
+    let spent = Spent::of(program).await?;
     let begun = monotonic();
     let path = format!("{}/containers", cluster.path());
     let declared: Vec<anyhow::Result<Value>> = stream::iter(0..CONTAINERS)
@@ -108,10 +153,11 @@ async fn run(program: &Program, number: usize, divisor: usize) -> anyhow::Result
     let wanted = before + f64::from(u32::try_from(replicas / CONTAINERS * CONTAINERS)?);
     program.metric_reaches("berth_scheduler_replicas", wanted).await?;
     let seconds = begun.elapsed().as_secs_f64();
+    let spent = Spent::of(program).await?.since(spent);
     program
         .ask(reqwest::Method::DELETE, &cluster.path(), &program.token, None)
         .await?;
-    Ok(seconds)
+    Ok((seconds, spent))
 }
 
 /// Registers a machine, and lets it be heard once by the plain wire API.

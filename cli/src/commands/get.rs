@@ -11,7 +11,7 @@ use crate::args::{Format, Output};
 use crate::context::Session;
 use crate::exit::Failure;
 use crate::output::{self, Paint, Screen};
-use crate::render::text::{age, cut, machine_paint, replica_word, trouble};
+use crate::render::text::{age, cut, gpus_held, machine_paint, replica_word, trouble};
 
 /// What can be listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -144,10 +144,13 @@ fn machines(screen: &Screen, now: Timestamp, reply: &ListMachinesReply) -> Strin
                 machine.zone.to_string(),
                 format!("{}/{}", machine.cpu.allocated, machine.cpu.total),
                 format!("{} / {}", memory.allocated.rounded(), memory.total.rounded()),
-                machine
-                    .gpu
-                    .as_ref()
-                    .map_or_else(|| "-".into(), |gpu| format!("{} {}", gpu.total, gpu.kind)),
+                machine.gpu.as_ref().map_or_else(
+                    || "-".into(),
+                    |gpu| {
+                        let held = gpus_held(machine).map_or_else(String::new, |held| format!("{held}/"));
+                        format!("{held}{} {}", gpu.total, gpu.kind)
+                    },
+                ),
                 machine.replica_count.to_string(),
                 machine
                     .container_cidr

@@ -10,7 +10,7 @@ use berth_api::rest::operator::ReplicaView;
 use berth_api::time::Timestamp;
 use berth_api::units::{Bytes, Cpu};
 
-use super::text::{cut, duration, machine_paint, replica_word, rollout_word, trouble};
+use super::text::{cut, duration, gpus_held, machine_paint, replica_word, rollout_word, trouble};
 use crate::output::{Paint, Screen};
 
 /// What is shown.
@@ -158,7 +158,8 @@ impl Drawing<'_> {
         ];
         rows.extend(self.ephemeral_row(machine));
         rows.extend(machine.gpu.as_ref().map(|gpu| {
-            let text = format!("gpu     {} x {}", gpu.total, gpu.kind);
+            let held = gpus_held(machine).map_or_else(String::new, |held| format!("{held} of "));
+            let text = format!("gpu     {held}{} x {}", gpu.total, gpu.kind);
             let width = text.chars().count();
             (text, width)
         }));

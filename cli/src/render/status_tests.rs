@@ -65,7 +65,10 @@ fn data() -> Data {
 }
 
 fn draw(screen: &Screen) -> String {
-    let data = data();
+    drawn(screen, &data())
+}
+
+fn drawn(screen: &Screen, data: &Data) -> String {
     let now: Timestamp = "2026-01-01T00:00:30Z".parse().unwrap();
     picture(
         screen,
@@ -83,6 +86,18 @@ fn draw(screen: &Screen) -> String {
 fn draws_in_plain_ascii() {
     let golden = include_str!("golden/status_ascii.txt");
     assert_eq!(draw(&Screen::PLAIN), golden.trim_end());
+}
+
+#[test]
+fn shows_what_is_held_of_gpus() {
+    let mut data = data();
+    data.machines[0].gpu_devices = serde_json::from_value(json!([
+        {"index": 0, "milli": 1000}, {"index": 1, "milli": 250}
+    ]))
+    .unwrap();
+    assert_eq!(gpus_held(&data.machines[0]).as_deref(), Some("1.25"));
+    let text = drawn(&Screen::PLAIN, &data);
+    assert!(text.contains("gpu     1.25 of 2 x nvidia-t4 "), "{text}");
 }
 
 #[test]

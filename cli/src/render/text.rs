@@ -5,9 +5,11 @@ use std::time::Duration;
 use berth_api::container::STOP_GRACE;
 use berth_api::machine::MachineStatus;
 use berth_api::replica::{Phase, WireReplicaStatus};
+use berth_api::rest::node::MachineSummary;
 use berth_api::rest::operator::ReplicaView;
 use berth_api::rest::rollout::{RolloutCause, RolloutPhase, RolloutView};
 use berth_api::time::Timestamp;
+use berth_api::units::Cpu;
 
 use crate::output::Paint;
 
@@ -82,6 +84,16 @@ pub(crate) fn rollout_word(rollout: &RolloutView) -> Option<String> {
             rollout.id, rollout.phase, rollout.updated, rollout.total, rollout.ready
         )
     })
+}
+
+/// GPUs of a machine that replicas hold, shares as parts of one; none where nothing is held.
+pub(crate) fn gpus_held(machine: &MachineSummary) -> Option<String> {
+    let milli: u64 = machine
+        .gpu_devices
+        .iter()
+        .map(|device| u64::from(device.milli))
+        .sum();
+    (milli > 0).then(|| Cpu::from_micros(milli * 1000).to_string())
 }
 
 pub(crate) fn machine_paint(status: MachineStatus) -> Paint {

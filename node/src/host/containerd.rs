@@ -15,6 +15,7 @@
 
 mod call;
 mod events;
+mod exec;
 mod lifecycle;
 mod shim;
 
@@ -169,6 +170,8 @@ struct Known {
     waited_pid: Option<u32>,
     /// Pid whose end has been reported.
     reported_pid: Option<u32>,
+    /// Held by the program that runs beside the first process.
+    beside: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl fmt::Debug for Runtime {

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use berth_api::assignment::Assignment;
 use berth_api::container::{CpuRange, MemoryRange};
@@ -19,6 +20,7 @@ use berth_api::id::ReplicaId;
 use berth_api::machine::AssignedNetwork;
 use berth_api::time::Timestamp;
 use berth_api::units::Bytes;
+use futures::future::BoxFuture;
 use ipnet::{IpNet, Ipv4Net};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::broadcast::error::RecvError;
@@ -37,6 +39,7 @@ use super::{
 };
 use crate::config::Config;
 use crate::dns;
+use crate::health::Programs;
 use firewall::FirewallDriver;
 use logs::Logs;
 use storage::Storage;
@@ -50,6 +53,8 @@ const SIGKILL: u32 = 9;
 const SIGTERM: u32 = 15;
 /// containerd's limit for an id.
 const CONTAINER_ID_MAX: usize = 76;
+/// Characters of the name of a probe's program that are told.
+const PROGRAM_SHOWN: usize = 100;
 
 /// This machine.
 #[derive(Debug)]
@@ -529,6 +534,40 @@ impl Host for LinuxHost {
         }
         self.storage.sweep(keep).await?;
         self.logs.hold_running().await
+    }
+}
+
+impl Programs for LinuxHost {
+    fn run<'a>(
+        &'a self,
+        replica_id: &'a ReplicaId,
+        command: &'a [String],
+        deadline: Duration,
+    ) -> BoxFuture<'a, Option<Result<(), String>>> {
+        Box::pin(async move {
+            let id = container_id(replica_id);
+            let ended = self.runtime.exec(&id, command.to_vec(), deadline).await;
+            // The words after it may hold a password.
+            let program: String = command
+                .first()
+                .map_or("", String::as_str)
+                .chars()
+                .take(PROGRAM_SHOWN)
+                .collect();
+            match ended {
+                Ok(Some(0)) => Some(Ok(())),
+                Ok(Some(code)) => Some(Err(format!("{program} ended with {code}"))),
+                Ok(None) => Some(Err(format!(
+                    "{program} did not end within {} s",
+                    deadline.as_secs()
+                ))),
+                Err(error) if error.is_bad_program() => Some(Err(format!("{program} cannot be started"))),
+                Err(error) => {
+                    tracing::warn!(id, error = %error, "a replica's health could not be asked");
+                    None
+                }
+            }
+        })
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use berth_api::assignment::Assignment;
-use berth_api::container::{CpuRange, Granted, HealthCheck, MemoryRange, ProbeMethod};
+use berth_api::container::{CpuRange, Granted, HealthCheck, MemoryRange, ProbeKind, ProbeMethod};
 use berth_api::event::EventDetails;
 use berth_api::id::ContainerName;
 use berth_api::replica::{Cause, Phase};
@@ -51,6 +51,7 @@ fn assignment(n: usize, version: u32) -> Assignment {
         granted: None,
         ephemeral_storage: Some(Bytes::mib(1)),
         gpu: None,
+        gpu_devices: vec![],
         ip: format!("10.0.0.{}", n + 2).parse().unwrap(),
         ports: vec![80],
         host_port: Some(8001),
@@ -642,6 +643,8 @@ fn a_mute_shim_costs_its_own_replica_after_a_minute() {
 #[test]
 fn a_check_that_fails_for_long_restarts_the_replica() {
     let check = HealthCheck {
+        kind: ProbeKind::Http,
+        command: vec![],
         path: "/".into(),
         port: 80,
         method: ProbeMethod::Get,

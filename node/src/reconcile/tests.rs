@@ -15,6 +15,21 @@ use crate::plan::{Identity, Restored};
 /// Far above what is needed: the test machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Nothing here is probed by a program.
+#[derive(Debug)]
+struct NoPrograms;
+
+impl crate::health::Programs for NoPrograms {
+    fn run<'a>(
+        &'a self,
+        _: &'a ReplicaId,
+        _: &'a [String],
+        _: Duration,
+    ) -> futures::future::BoxFuture<'a, Option<Result<(), String>>> {
+        Box::pin(async { None })
+    }
+}
+
 struct Fixture {
     host: Arc<FakeHost>,
     inbox: mpsc::Sender<Input>,
@@ -60,7 +75,7 @@ fn start() -> Fixture {
         inbox: inbox_receiver,
         inbox_sender: inbox.clone(),
         probes,
-        prober: Prober::new(reports),
+        prober: Prober::new(reports, Arc::new(NoPrograms)),
         answers: answer_sender,
         events: EventQueue::new(identity.machine_id),
         snapshots: publish,
@@ -101,6 +116,7 @@ fn assignment(n: u8) -> Assignment {
         granted: None,
         ephemeral_storage: None,
         gpu: None,
+        gpu_devices: vec![],
         ip: IpAddr::from([10, 0, 0, n + 2]),
         ports: vec![80],
         host_port: None,

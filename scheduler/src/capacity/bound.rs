@@ -8,8 +8,10 @@ use super::Unmet;
 use crate::placement::pack::{self, Item, Open, Problem};
 use crate::world::{Allocated, HOST_MAX, HOST_MIN, Machine, World};
 
-/// vCPU in millionths, memory in bytes, ephemeral storage in bytes, GPUs, addresses, host ports.
+/// vCPU in millionths, memory in bytes, ephemeral storage in bytes, GPUs in thousandths, addresses, host ports.
 pub(super) const DIMENSIONS: usize = 6;
+/// The number of the dimension of GPUs.
+const GPUS: usize = 3;
 
 /// One amount a dimension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -28,7 +30,7 @@ impl Amounts {
             amounts.cpu.micros(),
             amounts.memory.get(),
             amounts.ephemeral.get(),
-            amounts.gpus.into(),
+            amounts.gpus_milli(),
             addresses,
             ports,
         ])
@@ -42,10 +44,9 @@ impl Amounts {
 
     /// Of one replica.
     pub(super) fn asked(world: &World, unmet: &Unmet) -> Self {
-        let spec = &world
-            .container(&unmet.container)
-            .expect("only containers that are there ask for places")
-            .spec;
+        let spec = unmet
+            .spec(world)
+            .expect("only containers that are there ask for places");
         Self::of(
             &Allocated::of(spec),
             1,
@@ -74,7 +75,10 @@ impl Amounts {
             addresses = addresses.saturating_sub(1);
             ports = ports.saturating_sub(replica.host_port.is_some().into());
         }
-        Self::of(&machine.free(), addresses, ports)
+        let mut free = Self::of(&machine.free(), addresses, ports);
+        let devices = world.free_devices(machine).unwrap_or_default();
+        free.0[GPUS] = devices.into_iter().map(u64::from).sum();
+        free
     }
 
     /// What replicas hold of a machine; addresses and ports are not counted.

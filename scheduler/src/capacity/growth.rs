@@ -71,18 +71,24 @@ pub(super) fn bin(group: &CapacityGroup, machines: &[&Machine]) -> Allocated {
             (machine.usable().ephemeral.get(), 0)
         })),
         gpus: profile.gpu.as_ref().map_or(0, |gpu| gpu.count),
+        gpu_share_milli: 0,
     }
 }
 
 /// Why a replica fits no machine of the group, however empty; none when it does.
 fn too_large(world: &World, group: &CapacityGroup, bin: &Allocated, unmet: &Unmet) -> Option<TooLarge> {
-    let spec = &world.container(&unmet.container)?.spec;
+    let spec = unmet.spec(world)?;
     let need = Allocated::of(spec);
     let dimensions = [
         (Filter::Cpu, need.cpu.micros(), bin.cpu.micros()),
         (Filter::Memory, need.memory.get(), bin.memory.get()),
         (Filter::Ephemeral, need.ephemeral.get(), bin.ephemeral.get()),
         (Filter::GpuCount, need.gpus.into(), bin.gpus.into()),
+        (
+            Filter::GpuShare,
+            need.gpu_share_milli.into(),
+            bin.largest_share().into(),
+        ),
     ];
     let wanted = spec.resources.gpu.as_ref().map(|gpu| &gpu.kind);
     let offered = group.profile.gpu.as_ref().map(|gpu| &gpu.kind);
@@ -121,7 +127,14 @@ pub(super) fn growth(world: &World, group: &CapacityGroup, census: &Census<'_>, 
     let room = group.max_size.saturating_sub(census.working());
     let mut base = Hypothesis::of(world);
     base.boot(census.initializing.iter().map(|machine| &machine.spec.machine_id));
-    let mut left = base.unplaced(&packable);
+    // The decision has found no place for them, and asking again would give none: but for machines that are about to come,
+    // and for those that have a place and would leave it.
+    let is_known = census.initializing.is_empty() && packable.iter().all(|unmet| unmet.squeezed.is_none());
+    let mut left = if is_known {
+        packable.clone()
+    } else {
+        base.unplaced(&packable)
+    };
     if left.is_empty() {
         return growth;
     }

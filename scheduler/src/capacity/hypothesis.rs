@@ -12,7 +12,7 @@ use berth_api::time::Timestamp;
 use berth_api::units::{Bytes, Cpu};
 
 use super::{Move, Unmet};
-use crate::decide::request;
+use crate::decide::request_at;
 use crate::entry::{Entry, MachineHealthState, Placed, StopCause};
 use crate::placement::{self, Fleet, Place, Request};
 use crate::world::{Allocated, Replica, World};
@@ -109,11 +109,11 @@ impl<'a> Hypothesis<'a> {
         let requests: Vec<Request<'_>> = unmet
             .iter()
             .map(|unmet| {
-                let instead_of = unmet.instead_of.as_ref();
-                request(&self.world, &unmet.container, unmet.ordinal, instead_of)
+                let asked = (unmet.revision, unmet.ordinal);
+                request_at(&self.world, &unmet.container, asked, unmet.instead_of.as_ref())
             })
             .collect();
-        let outcomes = placement::place(&Fleet::of(&self.world), &requests);
+        let outcomes = placement::place(Fleet::of(&self.world), &requests);
         let failed = outcomes.iter().zip(unmet).filter(|(outcome, _)| outcome.is_err());
         failed.map(|(_, unmet)| *unmet).collect()
     }
@@ -131,23 +131,24 @@ impl<'a> Hypothesis<'a> {
             .filter(|replica| replica.is_live() && trial.is_of_kind(replica))
             .map(|replica| Unmet {
                 container: replica.container.clone(),
+                revision: trial.successor_revision(replica),
                 ordinal: replica.ordinal,
                 instead_of: Some(replica.replica_id.clone()),
                 squeezed: None,
             })
             .collect();
         let places = {
-            let ask = |unmet: &'_ Unmet| (unmet.container.clone(), unmet.ordinal);
+            let ask = |unmet: &'_ Unmet| (unmet.container.clone(), (unmet.revision, unmet.ordinal));
             let asked: Vec<_> = leaving.iter().map(ask).collect();
             let requests: Vec<Request<'_>> = asked
                 .iter()
                 .zip(&leaving)
-                .map(|((name, ordinal), unmet)| {
-                    let instead_of = unmet.instead_of.as_ref().filter(|_| ordinal.is_some());
-                    request(&trial.world, name, *ordinal, instead_of)
+                .map(|((name, asked), unmet)| {
+                    let instead_of = unmet.instead_of.as_ref().filter(|_| unmet.ordinal.is_some());
+                    request_at(&trial.world, name, *asked, instead_of)
                 })
                 .collect();
-            placement::place(&Fleet::of(&trial.world), &requests)
+            placement::place(Fleet::of(&trial.world), &requests)
         };
         let places: Option<Vec<Place>> = places.into_iter().map(Result::ok).collect();
         let mut moves = vec![];
@@ -170,25 +171,23 @@ impl<'a> Hypothesis<'a> {
         container.is_some_and(|container| container.spec.stateful == replica.ordinal.is_some())
     }
 
-    fn move_to(&mut self, id: &ReplicaId, place: Place, at: Timestamp) {
-        let world = self.world.to_mut();
-        let replica = world.replica(id).expect("it is moved from where it is").clone();
-        let container = world
+    /// What would run in the stead of a replica that has to leave its machine.
+    fn successor_revision(&self, replica: &Replica) -> u64 {
+        let container = self
+            .world
             .container(&replica.container)
             .expect("a container is kept while a replica of it is there");
-        let placed = Placed {
-            replica_id: id.clone(),
-            container: replica.container,
-            ordinal: replica.ordinal,
-            revision: container.revision,
-            machine_id: place.machine_id,
-            ip: place.ip,
-            host_port: place.host_port,
-            chosen: Some(place.chosen),
-            granted: None,
-            relieves: None,
-            at,
-        };
+        container.revision_for(Some(replica.revision), replica.ordinal)
+    }
+
+    fn move_to(&mut self, id: &ReplicaId, place: Place, at: Timestamp) {
+        let replica = self
+            .world
+            .replica(id)
+            .expect("it is moved from where it is")
+            .clone();
+        let successor = self.successor_revision(&replica);
+        let world = self.world.to_mut();
         world.apply(&Entry::ReplicaStopping {
             replica_id: id.clone(),
             cause: StopCause::MachineDraining,
@@ -200,6 +199,26 @@ impl<'a> Hypothesis<'a> {
             replica_id: id.clone(),
             at,
         });
+        let Some(container) = world.container(&replica.container) else {
+            return;
+        };
+        // A former declaration goes with the last replica that ran it. A decision would have placed the successor before that,
+        // under another id; here it has the same, so that it can be moved on. Another declaration may want other GPUs.
+        let is_kept = container.spec_at(successor).is_some();
+        let placed = Placed {
+            replica_id: id.clone(),
+            revision: if is_kept { successor } else { container.revision },
+            container: replica.container,
+            ordinal: replica.ordinal,
+            machine_id: place.machine_id,
+            ip: place.ip,
+            host_port: place.host_port,
+            devices: if is_kept { place.devices } else { vec![] },
+            chosen: Some(place.chosen),
+            granted: None,
+            relieves: None,
+            at,
+        };
         world.apply(&Entry::ReplicaPlaced(placed));
     }
 }

@@ -169,6 +169,7 @@ fn plans_are_within_one_machine_of_their_bound() {
             let container = town.world.container(&name).unwrap();
             let is_stateful = container.spec.stateful;
             unmet.extend((0..container.wanted()).map(|ordinal| Unmet {
+                revision: container.revision,
                 container: container.spec.name.clone(),
                 ordinal: is_stateful.then_some(ordinal),
                 instead_of: None,

@@ -11,15 +11,19 @@ use berth_api::volume::{OrdinalVolume, VolumeTarget};
 
 use super::*;
 use crate::entry::Removal;
-use crate::fixture::{Town, group, machine, stateful, stateless};
+use crate::fixture::{Town, gpu_share, group, machine, on_gpus, stateful, stateless};
 
 pub(super) fn outlook(town: &Town) -> Outlook {
-    let general = GroupId::new("general").unwrap();
+    outlook_of(town, "general")
+}
+
+fn outlook_of(town: &Town, group: &str) -> Outlook {
+    let group = GroupId::new(group).unwrap();
     let found = town
         .report
         .capacity
         .iter()
-        .find(|outlook| outlook.group_id == general);
+        .find(|outlook| outlook.group_id == group);
     found.unwrap().clone()
 }
 
@@ -333,6 +337,66 @@ fn a_drain_without_room_asks_for_a_machine() {
     grant(&mut town, &mut 0);
     assert_eq!(town.ready("web"), 2);
     assert_eq!(wish(&town), (2, CapacityReason::AtTarget));
+}
+
+#[test]
+fn shares_order_the_machines_that_they_fill_device_by_device() {
+    let mut town = Town::of(0);
+    // Two to a device and four to a machine, though five are no more than it has of GPUs in all.
+    town.put(on_gpus("part", 5, gpu_share(400)));
+    town.settle();
+    let ordered = outlook_of(&town, "gpu");
+    assert_eq!(
+        (ordered.unplaced, ordered.needed, ordered.needed_at_least),
+        (5, 2, 1)
+    );
+    assert_eq!(
+        (ordered.desired, ordered.reason),
+        (2, CapacityReason::NeedCapacity)
+    );
+    for id in ["g1", "g2"] {
+        town.join(id, "gpu");
+    }
+    town.settle();
+    assert_eq!(town.ready("part"), 5);
+    let granted = outlook_of(&town, "gpu");
+    assert_eq!((granted.running, granted.desired), (2, 2));
+    assert_eq!(granted.reason, CapacityReason::AtTarget);
+    // Two of four devices.
+    assert_eq!(granted.utilization.map(Utilization::percent), Some(50));
+    town.assert_replay();
+}
+
+/// The GPUs that were found for the former declaration are none that the present one may have.
+#[test]
+fn a_plan_moves_the_last_replica_of_a_former_declaration_that_wanted_other_gpus() {
+    let mut town = Town::new();
+    for id in ["g1", "g2"] {
+        town.join(id, "gpu");
+    }
+    town.put(on_gpus("part", 1, gpu_share(300)));
+    town.settle();
+    town.put(on_gpus("part", 1, gpu_share(400)));
+    let second = |town: &Town| {
+        let mut replicas = town.world.replicas().values();
+        replicas.find(|replica| replica.revision == 2).cloned()
+    };
+    while second(&town).is_none() {
+        town.tick(100);
+    }
+    // It never completes, so its declaration goes with its replica.
+    town.put(on_gpus("part", 1, gpu_share(500)));
+    town.act(Entry::RolloutPaused {
+        container: "part".parse().unwrap(),
+        at: town.now.wall,
+    });
+    let replica = second(&town).unwrap();
+    let moves = hypothesis::Hypothesis::of(&town.world).drain(&replica.machine_id, town.now.wall);
+    let moves = moves.expect("the other machine has room");
+    assert!(
+        moves.iter().any(|one| one.replica_id == replica.replica_id),
+        "{moves:?}"
+    );
 }
 
 #[test]

@@ -10,7 +10,7 @@ use berth_api::replica::Phase;
 use super::Violation;
 use crate::entry::{Entry, MachineHealthState};
 use crate::liveness::Limits;
-use crate::world::{Now, Observed, Replica, World};
+use crate::world::{Machine, Now, Observed, Replica, World};
 
 /// Milliseconds over which unasked stops are counted: ten minutes, said again here on purpose.
 const WINDOW_MS: u64 = 600_000;
@@ -26,7 +26,9 @@ pub(super) fn mass(
         before,
         observed,
         sick: BTreeMap::new(),
-        gone: BTreeMap::new(),
+        gone: BTreeSet::new(),
+        told: BTreeSet::new(),
+        is_frozen: before.frozen_since().is_some(),
         stopped: BTreeMap::new(),
     };
     let mut is_marked = 0;
@@ -89,7 +91,10 @@ struct Tally<'a> {
     observed: &'a Observed,
     /// Health as the decision has it.
     sick: BTreeMap<&'a MachineId, MachineHealthState>,
-    gone: BTreeMap<&'a ContainerName, u64>,
+    gone: BTreeSet<&'a ReplicaId>,
+    /// All that the decision stops.
+    told: BTreeSet<&'a ReplicaId>,
+    is_frozen: bool,
     /// Ready ones that the decision stops.
     stopped: BTreeMap<&'a ContainerName, BTreeSet<&'a ReplicaId>>,
 }
@@ -102,6 +107,11 @@ impl<'a> Tally<'a> {
         {
             self.sick.insert(machine_id, *state);
         }
+        match entry {
+            Entry::ReplicaStopping { replica_id, .. } => drop(self.told.insert(replica_id)),
+            Entry::FreezeChanged { is_frozen, .. } => self.is_frozen = *is_frozen,
+            _ => {}
+        }
         let known = match entry {
             Entry::ReplicaStopping { replica_id, .. } | Entry::ReplicaGone { replica_id, .. } => {
                 self.before.replica(replica_id)
@@ -110,7 +120,7 @@ impl<'a> Tally<'a> {
         };
         let Some(replica) = known else { return };
         if matches!(entry, Entry::ReplicaGone { .. }) {
-            *self.gone.entry(&replica.container).or_default() += 1;
+            self.gone.insert(&replica.replica_id);
         } else if self.is_ready(replica) {
             self.stopped
                 .entry(&replica.container)
@@ -119,17 +129,18 @@ impl<'a> Tally<'a> {
         }
     }
 
+    /// Its machine is not silent.
+    fn is_heard(&self, replica: &Replica) -> bool {
+        let machine = self.before.machine(&replica.machine_id);
+        let health = |machine: &Machine| *self.sick.get(&replica.machine_id).unwrap_or(&machine.health);
+        machine.is_some_and(|machine| health(machine) != MachineHealthState::Unhealthy)
+    }
+
     /// Its node has said last that it serves, and is not silent.
     fn is_ready(&self, replica: &Replica) -> bool {
-        let Some(machine) = self.before.machine(&replica.machine_id) else {
-            return false;
-        };
-        let health = self.sick.get(&replica.machine_id).unwrap_or(&machine.health);
         let said = self.observed.machines.get(&replica.machine_id);
         let status = said.and_then(|said| said.replicas.get(&replica.replica_id));
-        replica.stopping.is_none()
-            && *health != MachineHealthState::Unhealthy
-            && status.is_some_and(|status| status.ready)
+        replica.stopping.is_none() && self.is_heard(replica) && status.is_some_and(|status| status.ready)
     }
 
     /// How many of the stops of a container no write has asked for.
@@ -141,8 +152,14 @@ impl<'a> Tally<'a> {
         if is_going || self.before.deleted_at().is_some() {
             return 0;
         }
-        let all = || self.before.replicas_of(name);
-        let there = to_u64(all().count()) - self.gone.get(name).copied().unwrap_or(0);
+        let is_own = |replica: &&Replica| replica.ordinal.is_some() == container.spec.stateful;
+        let all = || self.before.replicas_of(name).filter(is_own);
+        let is_there = |replica: &&Replica| {
+            let stops = replica.stopping.is_some() || self.told.contains(&replica.replica_id);
+            let is_written_off = stops && !self.is_heard(replica) && !self.is_frozen;
+            !is_written_off && !self.gone.contains(&replica.replica_id)
+        };
+        let there = to_u64(all().filter(is_there).count());
         let floor = match &container.spec.scale {
             Scale::Replicas(count) => u64::from(*count),
             Scale::Autoscaling(bounds) => u64::from(bounds.min).max(there.div_ceil(2)),
@@ -160,10 +177,7 @@ impl<'a> Tally<'a> {
                 .and_then(|replica| self.before.machine(&replica.machine_id));
             machine.is_some_and(|machine| machine.draining_since.is_some())
         };
-        let is_of_kind = |id: &&&ReplicaId| {
-            let replica = self.before.replica(id);
-            replica.is_some_and(|replica| replica.ordinal.is_some() == container.spec.stateful)
-        };
+        let is_of_kind = |id: &&&ReplicaId| self.before.replica(id).as_ref().is_some_and(is_own);
         let stopped = self.stopped.get(name).into_iter().flatten();
         let declared = match &container.spec.scale {
             Scale::Replicas(count) => *count,

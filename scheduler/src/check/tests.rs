@@ -2,13 +2,15 @@
 
 use std::net::IpAddr;
 
-use berth_api::cluster::Gpu;
+use berth_api::container::GpuRequest;
 use berth_api::id::{MachineId, Zone};
+use berth_api::machine::GpuCapacity;
+use berth_api::units::Bytes;
 use berth_api::volume::VolumeTarget;
 
 use super::*;
 use crate::entry::StopCause;
-use crate::fixture::{Town, stateful, stateless};
+use crate::fixture::{Town, gpu_share, on_gpus, stateful, stateless, whole_gpus};
 
 fn placed(town: &Town, id: &str, container: &str, machine: &str, host: u8) -> Entry {
     let ordinal = id.rsplit('-').next().and_then(|text| text.parse().ok());
@@ -20,6 +22,7 @@ fn placed(town: &Town, id: &str, container: &str, machine: &str, host: u8) -> En
         machine_id: machine.parse().unwrap(),
         ip: IpAddr::from([10, 244, if machine == "m1" { 0 } else { 1 }, host]),
         host_port: None,
+        devices: vec![],
         chosen: None,
         granted: None,
         relieves: None,
@@ -40,6 +43,39 @@ fn refuses_more_than_a_machine_has() {
         matches!(violations[..], [Violation::OverCapacity { dimension: "cpu", .. }]),
         "{violations:?}"
     );
+}
+
+/// It lost a disk: replicas that want none still go there, and more of what it lacks is not given away.
+#[test]
+fn a_machine_that_came_back_smaller_is_given_what_it_has_enough_of() {
+    let mut town = Town::of(1);
+    let mut scratch = stateless("scratch", 1);
+    scratch.resources.ephemeral_storage = Some(Bytes::gib(10));
+    town.put(scratch);
+    town.settle();
+    let mut smaller = town.world.machine(&"m1".parse().unwrap()).unwrap().spec.clone();
+    smaller.capacity.ephemeral_storage.total = Bytes::gib(1);
+    let entry = town.world.registration(smaller, town.now.wall).unwrap();
+    town.act(entry);
+    town.put(stateless("web", 1));
+    town.settle();
+    assert_eq!(town.ready("web"), 1, "{:?}", town.report.waits);
+    let again = placed(&town, "scratch-m1-x9", "scratch", "m1", 9);
+    for violations in [
+        check(&town.world, std::slice::from_ref(&again)),
+        check_all(&town.world, &[again]),
+    ] {
+        assert!(
+            matches!(
+                violations[..],
+                [Violation::OverCapacity {
+                    dimension: "ephemeral storage",
+                    ..
+                }]
+            ),
+            "{violations:?}"
+        );
+    }
 }
 
 #[test]
@@ -120,6 +156,14 @@ fn mutants(town: &Town, entries: &[Entry]) -> Vec<Vec<Entry>> {
         change(&|placed| placed.ip = IpAddr::from([10, 244, 0, 1]));
         change(&|placed| placed.ip = IpAddr::from([10, 244, 1, 2]));
         change(&|placed| placed.container = "c0".parse().unwrap());
+        if placed.devices.is_empty() {
+            change(&|placed| placed.devices = given(&[(0, 1000)]));
+        } else {
+            change(&|placed| placed.devices.clear());
+            change(&|placed| placed.devices.iter_mut().for_each(|device| device.index += 1));
+            change(&|placed| placed.devices.iter_mut().for_each(|device| device.index = 7));
+            change(&|placed| placed.devices[0].milli -= 1);
+        }
         for machine_id in town.world.machines().keys().take(3) {
             change(&|placed| placed.machine_id = machine_id.clone());
         }
@@ -159,11 +203,17 @@ pub(crate) fn assert_agreement(town: &Town, entries: &[Entry]) {
     }
 }
 
-/// A town with two machines, one with GPUs, and one replica that must be placed: the entry that places it rightly.
-fn right(spec: ContainerSpec) -> (Town, Placed) {
+/// A town with two machines and a third with two GPUs.
+fn with_gpus() -> Town {
     let mut town = Town::of(2);
     town.join("g1", "gpu");
     town.settle();
+    town
+}
+
+/// A town with two machines, one with GPUs, and one replica that must be placed: the entry that places it rightly.
+fn right(spec: ContainerSpec) -> (Town, Placed) {
+    let mut town = with_gpus();
     town.put(spec);
     let decision = crate::decide::decide(&town.world, &town.observed, &town.limits, town.now);
     let mut placed = decision.entries.into_iter().filter_map(|entry| match entry {
@@ -279,9 +329,9 @@ fn a_wrong_zone_and_a_wrong_gpu_are_named() {
 
     let mut spec = stateless("b", 1);
     let gpu = |kind: &str| {
-        Some(Gpu {
+        Some(GpuRequest {
             kind: kind.into(),
-            count: 1,
+            ..whole_gpus(1)
         })
     };
     spec.capacity_group = "gpu".parse().unwrap();
@@ -297,6 +347,146 @@ fn a_wrong_zone_and_a_wrong_gpu_are_named() {
             ..placed
         },
         "its machine has no GPU of its type",
+    );
+}
+
+fn given(devices: &[(u8, u16)]) -> Vec<GpuDevice> {
+    let device = |(index, milli): &(u8, u16)| GpuDevice {
+        index: *index,
+        milli: *milli,
+    };
+    devices.iter().map(device).collect()
+}
+
+#[test]
+fn gpus_that_a_replica_does_not_ask_for_or_its_machine_does_not_have_are_named() {
+    const WRONG: &str = "the GPUs that it is given are not what it asks for";
+    const ABSENT: &str = "its machine has no GPU of that number";
+    let shares: [(&[(u8, u16)], &str); 7] = [
+        (&[], WRONG),
+        (&[(0, 499)], WRONG),
+        (&[(0, 1000)], WRONG),
+        (&[(0, 500), (1, 500)], WRONG),
+        (&[(2, 500)], ABSENT),
+        (&[(7, 500)], ABSENT),
+        (&[(8, 500)], ABSENT),
+    ];
+    let wholes: [(&[(u8, u16)], &str); 6] = [
+        (&[], WRONG),
+        (&[(0, 1000)], WRONG),
+        (&[(0, 1000), (1, 999)], WRONG),
+        (&[(1, 1000), (0, 1000)], WRONG),
+        (&[(1, 1000), (1, 1000)], WRONG),
+        (&[(1, 1000), (2, 1000)], ABSENT),
+    ];
+    let none: [(&[(u8, u16)], &str); 1] = [(&[(0, 1000)], WRONG)];
+    for (spec, expected, wrong) in [
+        (on_gpus("a", 1, gpu_share(500)), given(&[(0, 500)]), &shares[..]),
+        (
+            on_gpus("a", 1, whole_gpus(2)),
+            given(&[(0, 1000), (1, 1000)]),
+            &wholes[..],
+        ),
+        (stateless("a", 1), vec![], &none[..]),
+    ] {
+        let (town, placed) = right(spec);
+        assert_eq!(placed.devices, expected);
+        assert_eq!(faults(&town, placed.clone()), vec![]);
+        for (devices, fault) in wrong {
+            let devices = given(devices);
+            assert_misplaced(
+                &town,
+                Placed {
+                    devices,
+                    ..placed.clone()
+                },
+                fault,
+            );
+        }
+    }
+}
+
+/// A replica on `g1` with these of its GPUs; its container is what its id begins with.
+fn on_devices(town: &Town, id: &str, host: u8, devices: &[(u8, u16)]) -> Entry {
+    let (container, _) = id.split_once('-').unwrap();
+    let Entry::ReplicaPlaced(placed) = placed(town, id, container, "g1", host) else {
+        unreachable!("a place");
+    };
+    Entry::ReplicaPlaced(Placed {
+        ip: IpAddr::from([10, 244, 2, host]),
+        devices: given(devices),
+        ..placed
+    })
+}
+
+#[test]
+fn a_device_of_which_more_is_held_than_there_is_is_named_when_more_is_given_away() {
+    let mut town = with_gpus();
+    town.put(on_gpus("a", 2, gpu_share(600)));
+    town.settle();
+    town.put(on_gpus("b", 1, gpu_share(100)));
+    let beside = [on_devices(&town, "b-g1-x", 10, &[(1, 100)])];
+    assert_eq!(check(&town.world, &beside), vec![]);
+    let taken = [on_devices(&town, "b-g1-y", 11, &[(0, 100)]), beside[0].clone()];
+    assert_agreement(&town, &taken[..1]);
+    assert_eq!(check(&town.world, &taken[..1]), vec![]);
+    // No log holds such a world.
+    let text = serde_json::to_string(&town.world).unwrap();
+    let altered = text.replace(r#""index":1"#, r#""index":0"#);
+    assert_ne!(altered, text);
+    town.world = serde_json::from_str(&altered).unwrap();
+    let over = Violation::DeviceOver {
+        machine_id: MachineId::new("g1").unwrap(),
+        device: 0,
+        given: 1200,
+    };
+    assert_eq!(check_all(&town.world, &beside), [over]);
+    assert!(matches!(
+        check(&town.world, &taken)[..],
+        [Violation::Inapplicable { number: 1, .. }]
+    ));
+}
+
+#[test]
+fn whole_gpus_that_nobody_names_are_not_given_away_piece_by_piece() {
+    let mut town = with_gpus();
+    town.put(on_gpus("old", 1, whole_gpus(1)));
+    town.settle();
+    town.forget_devices();
+    town.put(on_gpus("a", 2, gpu_share(500)));
+    let left = on_devices(&town, "a-g1-x", 10, &[(0, 500)]);
+    let right = on_devices(&town, "a-g1-y", 11, &[(1, 500)]);
+    let same = [left.clone(), on_devices(&town, "a-g1-y", 11, &[(0, 500)])];
+    for fine in [std::slice::from_ref(&left), std::slice::from_ref(&right), &same] {
+        assert_agreement(&town, fine);
+        assert_eq!(check(&town.world, fine), vec![], "{fine:#?}");
+    }
+    let both = [left, right];
+    assert_agreement(&town, &both);
+    let violations = check(&town.world, &both);
+    assert!(
+        matches!(violations[..], [Violation::NoDeviceLeft { .. }]),
+        "{violations:?}"
+    );
+    // Nor is the one that is left when its machine has come back with one of them.
+    let mut smaller = town.world.machine(&"g1".parse().unwrap()).unwrap().spec.clone();
+    smaller.capacity.gpu = smaller.capacity.gpu.map(|gpu| GpuCapacity { total: 1, ..gpu });
+    let entry = town.world.registration(smaller, town.now.wall).unwrap();
+    town.act(entry);
+    assert_agreement(&town, &same);
+    let violations = check(&town.world, &same);
+    assert!(
+        matches!(
+            violations[..],
+            [
+                Violation::OverCapacity {
+                    dimension: "thousandths of GPUs",
+                    ..
+                },
+                Violation::NoDeviceLeft { .. }
+            ]
+        ),
+        "{violations:?}"
     );
 }
 

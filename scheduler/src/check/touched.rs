@@ -5,9 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use berth_api::container::{Granted, Scale};
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
 
-use super::{Holder, Violation, is_grant, misplaced, out_of_bounds, over_capacity, shared, sum, wrong_sum};
+use super::{
+    Amounts, Holder, Violation, WHOLE_GPU, growth, is_grant, misplaced, named_devices, names_devices,
+    no_device_left, out_of_bounds, over_capacity, plus, shared, sum, wrong_sum,
+};
 use crate::entry::{ContainerScaled, Entry, MachineHealthState, Placed};
 use crate::world::World;
+
+/// Devices of a machine at most; said again here, on purpose.
+const DEVICES_MAX: u8 = 8;
 
 /// The world as the entries read so far make it.
 struct Overlay<'a> {
@@ -29,6 +35,8 @@ struct Overlay<'a> {
     last: BTreeMap<(&'a ContainerName, u32), u64>,
     /// Former declarations that went with the last replica that ran them.
     forgotten: BTreeSet<(&'a ContainerName, u64)>,
+    /// What is on a machine, once something is placed there and until something of it is gone. Grants may be older.
+    there: BTreeMap<&'a MachineId, Vec<Holder<'a>>>,
     violations: Vec<Violation>,
 }
 
@@ -53,6 +61,7 @@ pub(super) fn check(before: &World, entries: &[Entry]) -> Option<Vec<Violation>>
         completed: BTreeSet::new(),
         last: BTreeMap::new(),
         forgotten: BTreeSet::new(),
+        there: BTreeMap::new(),
         violations: vec![],
     };
     for (index, entry) in entries.iter().enumerate() {
@@ -202,12 +211,17 @@ impl<'a> Overlay<'a> {
         self.resized.remove(id);
         let container = match self.placed.remove(id) {
             Some(placed) => {
+                self.there.remove(&placed.machine_id);
                 self.on.entry(&placed.machine_id).or_default().remove(id);
                 Some(&placed.container)
             }
             None => {
                 self.gone.insert(id);
-                self.before.replica(id).map(|replica| &replica.container)
+                let known = self.before.replica(id);
+                known.map(|replica| {
+                    self.there.remove(&replica.machine_id);
+                    &replica.container
+                })
             }
         };
         if let Some(name) = container {
@@ -270,7 +284,12 @@ impl<'a> Overlay<'a> {
         let health = health.unwrap_or(machine.health);
         let faults = misplaced(self.before, container, placed, machine, health);
         self.violations.extend(faults);
-        for other in self.holders(&placed.machine_id) {
+        let mut there = self
+            .there
+            .remove(&placed.machine_id)
+            .unwrap_or_else(|| self.holders(&placed.machine_id));
+        self.devices(placed, &there)?;
+        for other in &there {
             if other.ip == placed.ip {
                 return inapplicable(format!(
                     "replica {id} has the address of replica {}",
@@ -287,9 +306,39 @@ impl<'a> Overlay<'a> {
         if let Some(ordinal) = placed.ordinal {
             self.last.insert((&placed.container, ordinal), placed.revision);
         }
+        there.push(placed.into());
+        self.there.insert(&placed.machine_id, there);
         self.placed.insert(id, placed);
         self.on.entry(&placed.machine_id).or_default().insert(id);
         Ok(())
+    }
+
+    /// Devices that a log may say: what its declaration asks for, or none as before they were recorded, and no more of a device
+    /// than there is.
+    fn devices(&self, placed: &Placed, there: &[Holder<'a>]) -> Result<(), End> {
+        let id = &placed.replica_id;
+        let Some(spec) = Holder::from(placed)
+            .spec(self.before)
+            .filter(|_| !placed.devices.is_empty())
+        else {
+            return Ok(());
+        };
+        let are_there = placed.devices.iter().all(|device| device.index < DEVICES_MAX);
+        if !are_there || !names_devices(spec, &placed.devices) {
+            return inapplicable(format!("replica {id} is given other GPUs than it asks for"));
+        }
+        let before = named_devices(there);
+        let over = placed.devices.iter().find(|device| {
+            let given = before.get(&device.index).copied().unwrap_or(0);
+            u128::from(given) + u128::from(device.milli) > WHOLE_GPU
+        });
+        match over {
+            Some(device) => inapplicable(format!(
+                "replica {id} has more of GPU {} than is free of it",
+                device.index
+            )),
+            None => Ok(()),
+        }
     }
 
     fn resize(&mut self, id: &'a ReplicaId, granted: Option<Granted>) -> Result<(), End> {
@@ -319,10 +368,9 @@ impl<'a> Overlay<'a> {
 
     /// What is on a machine now.
     fn holders(&self, machine: &MachineId) -> Vec<Holder<'a>> {
-        let before = self.before.machine(machine).into_iter();
-        let before = before.flat_map(|machine| &machine.replicas);
-        let before = before.filter(|id| !self.gone.contains(id));
-        let before = before.filter_map(|id| self.before.replica(id)).map(Holder::from);
+        let before = self.before.replicas_on(machine);
+        let before = before.filter(|replica| !self.gone.contains(&replica.replica_id));
+        let before = before.map(Holder::from);
         let placed = self.on.get(machine).into_iter().flatten();
         let placed = placed.map(|id| Holder::from(self.placed[*id]));
         let now = |holder: Holder<'a>| {
@@ -333,6 +381,20 @@ impl<'a> Overlay<'a> {
             }
         };
         before.chain(placed).map(now).collect()
+    }
+
+    /// What the decision gives away of a machine with these on it.
+    fn more(&self, holders: &[Holder<'a>]) -> Amounts {
+        let more = holders.iter().filter_map(|holder| {
+            if self.placed.contains_key(holder.replica_id) {
+                return Some(holder.amounts(self.before));
+            }
+            // Who is not resized has what it had.
+            self.resized.get(holder.replica_id)?;
+            let known = self.before.replica(holder.replica_id)?;
+            Some(growth(self.before, known.into(), *holder))
+        });
+        more.fold(Amounts::default(), plus)
     }
 
     /// Machines of which the decision gives something away.
@@ -357,16 +419,22 @@ impl<'a> Overlay<'a> {
             let Some(machine) = self.before.machine(id) else {
                 continue;
             };
-            let known = machine.replicas.iter().filter_map(|id| self.before.replica(id));
+            let known = self.before.replicas_on(id);
             let accounts = sum(self.before, known.map(Holder::from));
             self.violations.extend(wrong_sum(machine, accounts));
+            let holders = self.holders(id);
             if given.contains(id) {
-                let held = sum(self.before, self.holders(id));
-                self.violations.extend(over_capacity(machine, held));
+                let held = sum(self.before, holders.iter().copied());
+                self.violations
+                    .extend(over_capacity(machine, held, self.more(&holders)));
             }
             if self.on.get(id).is_some_and(|placed| !placed.is_empty()) {
-                let holders = self.holders(id);
                 self.violations.extend(shared(self.before, machine, &holders));
+                let placed = self.on.get(id).into_iter().flatten();
+                if placed.clone().any(|id| !self.placed[*id].devices.is_empty()) {
+                    self.violations
+                        .extend(no_device_left(self.before, machine, &holders));
+                }
             }
         }
     }

@@ -5,7 +5,10 @@ use std::net::IpAddr;
 
 use berth_api::id::{MachineId, ReplicaId};
 
-use super::{Holder, Violation, misplaced, out_of_bounds, over_capacity, shared, sum, wrong_sum};
+use super::{
+    Amounts, Holder, Violation, growth, misplaced, no_device_left, out_of_bounds, over_capacity, over_device,
+    plus, shared, sum, wrong_sum,
+};
 use crate::entry::Entry;
 use crate::world::{Machine, Replica, World};
 
@@ -41,12 +44,6 @@ pub(super) fn check(before: &World, entries: &[Entry]) -> Vec<Violation> {
     violations
 }
 
-/// Given more by these entries.
-fn is_resized(before: &World, replica: &Replica) -> bool {
-    let known = before.replica(&replica.replica_id);
-    known.is_some_and(|known| known.granted != replica.granted)
-}
-
 /// Placed by these entries. A machine and a declaration may change under older ones.
 fn is_new(before: &World, replica: &Replica) -> bool {
     before
@@ -60,13 +57,20 @@ fn capacity(before: &World, after: &World, machine: &Machine, violations: &mut V
         replicas.filter_map(|id| after.replicas().get(id))
     };
     let held = sum(after, replicas().map(Holder::from));
-    // A machine that came back smaller may hold more than it has; it must not be given more.
-    if replicas().any(|replica| is_new(before, replica) || is_resized(before, replica)) {
-        violations.extend(over_capacity(machine, held));
-    }
-    if replicas().any(|replica| is_new(before, replica)) {
-        let holders: Vec<Holder<'_>> = replicas().map(Holder::from).collect();
+    let more = replicas().map(|replica| match before.replica(&replica.replica_id) {
+        Some(known) if !is_new(before, replica) => growth(after, known.into(), replica.into()),
+        Some(_) | None => Holder::from(replica).amounts(after),
+    });
+    let more = more.fold(Amounts::default(), plus);
+    violations.extend(over_capacity(machine, held, more));
+    let new = || replicas().filter(|replica| is_new(before, replica));
+    let holders: Vec<Holder<'_>> = replicas().map(Holder::from).collect();
+    violations.extend(over_device(machine, &holders));
+    if new().next().is_some() {
         violations.extend(shared(after, machine, &holders));
+    }
+    if new().any(|replica| !replica.devices.is_empty()) {
+        violations.extend(no_device_left(after, machine, &holders));
     }
     violations.extend(wrong_sum(machine, held));
 }

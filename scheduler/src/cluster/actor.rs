@@ -20,7 +20,7 @@ use super::draft::Memory;
 use super::{ClusterHandle, Directory, Draft, MAILBOX_MAX, Mesh, Published};
 use crate::autoscale;
 use crate::check::{check, check_reported};
-use crate::decide::{Decision, Report, decide};
+use crate::decide::{Decision, Report, Scope, decide_and_apply};
 use crate::entry::{Entry, RecordError};
 use crate::link::Sessions;
 use crate::liveness::{self, Limits};
@@ -104,8 +104,8 @@ pub enum LoadError {
     Empty { cluster: ClusterId },
 }
 
-/// Version of the stored form of a snapshot.
-const SNAPSHOT_VERSION: u32 = 1;
+/// Highest version of the stored form of a snapshot. What is of which: [`World::format`].
+const SNAPSHOT_VERSION: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct StoredSnapshot<W> {
@@ -171,6 +171,12 @@ impl Loaded {
             snapshot_seq: history.snapshot.as_ref().map_or(0, |snapshot| snapshot.seq),
         })
     }
+}
+
+/// The bytes that are stored of a world, of the lowest version whose readers understand it.
+pub(super) fn snapshot_of(world: &World) -> Vec<u8> {
+    let v = world.format();
+    serde_json::to_vec(&StoredSnapshot { v, world }).expect("a world has text keys and no failing serialiser")
 }
 
 fn read_snapshot(cluster: &ClusterId, snapshot: &Snapshot) -> Result<World, LoadError> {
@@ -316,7 +322,7 @@ impl Actor {
         }
     }
 
-    /// Loads the cluster until that succeeds; false when the scheduler stops first.
+    /// Loads the cluster until that succeeds; false when the scheduler stops first, or nothing is left of the cluster.
     async fn reload(&mut self) -> bool {
         loop {
             tokio::select! {
@@ -334,6 +340,10 @@ impl Actor {
                     self.publish_mesh();
                     info!(cluster_id = %self.cluster, "loaded the cluster again");
                     return true;
+                }
+                Err(LoadError::Empty { .. }) => {
+                    warn!(cluster_id = %self.cluster, "the cluster is gone from the store");
+                    return false;
                 }
                 Err(error) => {
                     error!(cluster_id = %self.cluster, error = &error as &dyn std::error::Error,
@@ -416,13 +426,13 @@ impl Actor {
         let begun = monotonic();
         let decision = self.decide(&world, now);
         self.config.metrics.decided(begun.elapsed());
-        if let Some(decision) = &decision {
-            let after = Arc::make_mut(&mut world);
-            for entry in &decision.entries {
-                after.apply(entry);
+        let report = decision.map(|(decision, after)| {
+            if let Some(after) = after {
+                world = Arc::new(after);
             }
-            entries.extend_from_slice(&decision.entries);
-        }
+            entries.extend(decision.entries);
+            decision.report
+        });
         commit.record("entries", entries.len());
         let append = traces::part(&commit, Part::Append);
         let stored = self.append(&entries).instrument(append).await;
@@ -430,7 +440,7 @@ impl Actor {
             if stored.is_ok() {
                 self.commit(world, &entries);
             }
-            self.publish(decision.map(|decision| decision.report), now);
+            self.publish(report, now);
             match &stored {
                 Ok(()) => Ok(()),
                 Err(error) => Err(Refused::from(error)),
@@ -452,15 +462,16 @@ impl Actor {
         self.drop_finished().await
     }
 
-    /// Decides and checks the decision; none when it breaks a rule. What was asked for by requests is done all the same.
-    fn decide(&self, world: &World, now: Now) -> Option<Decision> {
-        let decide = || decide(world, &self.observed, &self.config.limits, now);
-        let Ok(decision) = std::panic::catch_unwind(AssertUnwindSafe(decide)) else {
+    /// Decides and checks the decision, and gives the world after it; none when it breaks a rule. What was asked for by requests is
+    /// done all the same.
+    fn decide(&self, world: &World, now: Now) -> Option<(Decision, Option<World>)> {
+        let decide = || decide_and_apply(world, &self.observed, &self.config.limits, now, Scope::All);
+        let Ok((decision, after)) = std::panic::catch_unwind(AssertUnwindSafe(decide)) else {
             error!(cluster_id = %self.cluster, "the decision panicked; nothing is decided");
             return None;
         };
         if decision.entries.is_empty() {
-            return Some(decision);
+            return Some((decision, None));
         }
         let mut violations = check(world, &decision.entries);
         let limits = &self.config.limits;
@@ -475,7 +486,7 @@ impl Actor {
             error!(cluster_id = %self.cluster, error = %violation,
                 "the decision breaks a rule and is not taken");
         }
-        violations.is_empty().then_some(decision)
+        violations.is_empty().then_some((decision, after))
     }
 
     /// Makes entries durable.
@@ -600,11 +611,7 @@ impl Actor {
         if seq < self.snapshot_seq + SNAPSHOT_INTERVAL.max(self.world.size()) {
             return;
         }
-        let stored = StoredSnapshot {
-            v: SNAPSHOT_VERSION,
-            world: &*self.world,
-        };
-        let payload = serde_json::to_vec(&stored).expect("a world has text keys and no failing serialiser");
+        let payload = snapshot_of(&self.world);
         match self
             .config
             .store

@@ -11,11 +11,14 @@ use berth_api::id::{ContainerName, MachineId, ReplicaId};
 use berth_api::machine::{AssignedNetwork, MachineHealth, MachineSpec};
 use berth_api::replica::{HttpUsage, Phase, ReplicaStatus, Usage, WireReplicaStatus};
 use berth_api::rest::node::{HttpMetrics, ReplicaMetrics};
+use berth_api::time::Timestamp;
 use berth_api::units::{Bytes, Cpu};
 use berth_api::validate::Faults;
 
 use super::{ClusterHandle, Draft};
 use crate::entry::{Entry, MachineHealthState, Removal, TokenDigest, TokenKind};
+use crate::identity::MachineIdentity;
+use crate::link::check_identity;
 use crate::refusal::{Class, Refused};
 use crate::world::ObservedMachine;
 
@@ -143,6 +146,30 @@ impl ClusterHandle {
     /// When its group is unknown or another than before, or the container CIDR is used up.
     pub async fn register_machine(&self, spec: MachineSpec) -> Result<AssignedNetwork, Refused> {
         self.change(move |draft| draft.register_machine(spec)).await
+    }
+
+    /// As [`Self::register_machine`], and when the machine has first registered. One that shows its certificate has to be there
+    /// still, as the one that the certificate is of.
+    ///
+    /// # Errors
+    /// As [`Self::register_machine`], and when the certificate does not count any more.
+    pub(crate) async fn enrol_machine(
+        &self,
+        spec: MachineSpec,
+        proof: Option<MachineIdentity>,
+    ) -> Result<(AssignedNetwork, Timestamp), Refused> {
+        self.change(move |draft| {
+            let machine_id = spec.machine_id.clone();
+            let not_found = || Refused::machine_not_found(machine_id.as_str());
+            if let Some(proof) = proof {
+                check_identity(draft.world(), &proof)?;
+                draft.world().machine(&machine_id).ok_or_else(not_found)?;
+            }
+            let network = draft.register_machine(spec)?;
+            let machine = draft.world().machine(&machine_id).ok_or_else(not_found)?;
+            Ok((network, machine.registered_at))
+        })
+        .await
     }
 
     /// A heartbeat by the plain wire API: the machine is heard, and its replicas are as it says.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use berth_api::cluster::ClusterSpec;
+use berth_api::container::{HealthCheck, ProbeKind, ProbeMethod};
 use berth_api::event::read_event;
 use berth_api::id::ClusterId;
 use berth_api::rest::EventFilter;
@@ -14,6 +15,8 @@ use futures::future::BoxFuture;
 use tokio::sync::Notify;
 
 use super::Loaded;
+use super::actor::snapshot_of;
+use crate::fixture::{Town, gpu_share, on_gpus, stateless, whole_gpus};
 use crate::identity::Identity;
 use crate::liveness::Limits;
 use crate::store::{History, Memory, Snapshot, Store, StoreError};
@@ -120,6 +123,20 @@ async fn a_failing_store_changes_nothing_and_the_cluster_recovers() {
 }
 
 #[tokio::test]
+async fn an_actor_whose_cluster_is_gone_from_the_store_ends() {
+    let store = Unruly::default();
+    let (scheduler, handle, _dir) = started(&store).await;
+    let next_seq = store.load(handle.id()).await.unwrap().next_seq;
+    store.delete(handle.id(), next_seq).await.unwrap();
+    let refused = handle.set_groups(groups(20)).await.unwrap_err();
+    assert_eq!(refused.class, Class::Unavailable);
+    let ends = tokio::time::timeout(Duration::from_secs(60), handle.closed());
+    ends.await.expect("the actor ends");
+    assert_eq!(scheduler.known(handle.id()).unwrap_err().class, Class::NotFound);
+    scheduler.shutdown().await;
+}
+
+#[tokio::test]
 async fn nothing_is_published_or_answered_before_it_is_durable() {
     let store = Unruly::default();
     let (scheduler, handle, _dir) = started(&store).await;
@@ -172,4 +189,39 @@ async fn snapshots_and_replay_give_the_same_world_and_the_log_stays_bounded() {
     assert_eq!(loaded.world, *world);
     assert_eq!(handle.events(&EventFilter::default()).len(), 100);
     scheduler.shutdown().await;
+}
+
+/// A reader that knows no shares of GPUs would take one for a whole device, and a check by TCP for one by HTTP.
+#[test]
+fn only_a_snapshot_with_what_older_readers_misunderstand_is_of_the_newer_version() {
+    let version = |town: &Town| {
+        let text = String::from_utf8(snapshot_of(&town.world)).unwrap();
+        text.split(',').next().unwrap().to_owned()
+    };
+    let mut town = Town::new();
+    town.join("g1", "gpu");
+    town.put(on_gpus("a", 1, whole_gpus(1)));
+    town.settle();
+    assert_eq!(version(&town), r#"{"v":1"#);
+    town.put(on_gpus("a", 1, gpu_share(500)));
+    assert_eq!(version(&town), r#"{"v":2"#);
+    town.put(on_gpus("a", 1, whole_gpus(1)));
+    assert_eq!(version(&town), r#"{"v":1"#, "no replica has run it");
+    town.put(on_gpus("b", 1, gpu_share(500)));
+    town.settle();
+    town.put(on_gpus("b", 1, whole_gpus(1)));
+    assert_eq!(version(&town), r#"{"v":2"#, "a replica runs it still");
+    let mut town = Town::new();
+    let mut probed = stateless("c", 1);
+    probed.health_check = Some(HealthCheck {
+        kind: ProbeKind::Tcp,
+        command: vec![],
+        path: "/health".into(),
+        port: 80,
+        method: ProbeMethod::Get,
+        timeout_seconds: 1,
+        failure_threshold: 3,
+    });
+    town.put(probed);
+    assert_eq!(version(&town), r#"{"v":2"#);
 }

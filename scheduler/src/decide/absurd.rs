@@ -1,8 +1,7 @@
 //! Whatever machines report and containers ask for, a decision is made, keeps every rule, and says by name why a replica has
 //! no place. The edge refuses most of this; a log written by an older program may hold it all the same.
 
-use berth_api::cluster::Gpu;
-use berth_api::container::{ContainerSpec, CpuRange, MemoryRange};
+use berth_api::container::{ContainerSpec, CpuRange, GpuRequest, GpuShare, MemoryRange};
 use berth_api::machine::{GpuCapacity, MachineSpec};
 use berth_api::units::{Bytes, Cpu};
 use berth_api::volume::VolumeTarget;
@@ -70,8 +69,18 @@ fn machines() -> impl Strategy<Value = Vec<MachineSpec>> {
     })
 }
 
+/// A count beside a share is one at the edge; here it is anything.
+fn gpu_request() -> impl Strategy<Value = GpuRequest> {
+    let share = prop_oneof![
+        2 => Just(None::<GpuShare>),
+        1 => (1u16..1000).prop_map(GpuShare::from_milli),
+    ];
+    let count = prop_oneof![0u32..10, Just(u32::MAX)];
+    (gpu_type(), count, share).prop_map(|(kind, count, share)| GpuRequest { kind, count, share })
+}
+
 fn containers() -> impl Strategy<Value = Vec<ContainerSpec>> {
-    let gpu = proptest::option::of((gpu_type(), prop_oneof![0u32..10, Just(u32::MAX)]));
+    let gpu = proptest::option::of(gpu_request());
     let group = prop_oneof![Just("general"), Just("gpu"), Just("nowhere")];
     let spec = (
         (
@@ -105,7 +114,7 @@ fn containers() -> impl Strategy<Value = Vec<ContainerSpec>> {
                         desired: memory,
                     };
                     spec.resources.ephemeral_storage = ephemeral.map(Bytes::new);
-                    spec.resources.gpu = gpu.map(|(kind, count)| Gpu { kind, count });
+                    spec.resources.gpu = gpu;
                     spec.capacity_group = group.parse().unwrap();
                     // A zone where no machine is.
                     for volume in spec.volumes.iter_mut().filter(|_| volumes == 2) {

@@ -3,21 +3,24 @@
 
 use std::time::Duration;
 
-use berth_api::container::ContainerSpec;
+use berth_api::container::{ContainerSpec, GpuRequest};
 use berth_api::explain::Subject;
 use berth_api::id::{ContainerName, MachineId};
+use berth_api::machine::{GpuCapacity, MachineSpec};
 use berth_api::units::{Bytes, Cpu};
 use proptest::prelude::*;
 
 use crate::entry::{Entry, RolloutTurned};
 use crate::explain::explain;
-use crate::fixture::{Town, stateful, stateless};
+use crate::fixture::{self, Town, gpu_share, on_gpus, stateful, stateless, whole_gpus};
 use crate::rollout;
 use crate::world::{Container, Readiness, RolloutTurn};
 
 #[derive(Debug, Clone)]
 enum Act {
     Join(u8),
+    /// A machine registers again, with other GPUs: how many, and whether of the type that replicas want.
+    Refit(u8, u32, bool),
     Kill(u8),
     Revive(u8),
     PowerOff(u8),
@@ -44,45 +47,79 @@ enum Act {
     Undo(u8),
     /// How many machines the group may have.
     Limit(u32),
+    /// What was placed so far was placed by a scheduler that recorded no devices.
+    ForgetDevices,
     Tick(u64),
 }
 
+/// The last two have GPUs.
+const MACHINES: u8 = 7;
+
+fn group_of(machine: u8) -> &'static str {
+    if machine < MACHINES - 2 { "general" } else { "gpu" }
+}
+
+fn machine() -> impl Strategy<Value = u8> {
+    prop_oneof![4 => 0..MACHINES - 2, 1 => MACHINES - 2..MACHINES]
+}
+
+/// The last two want GPUs.
+fn container() -> impl Strategy<Value = u8> {
+    prop_oneof![4 => 0u8..4, 1 => 4u8..6]
+}
+
 fn act() -> impl Strategy<Value = Act> {
-    let put = (0u8..4, 0u32..6, 1u8..4, 1u64..7).prop_map(|(container, count, image, quarters)| Act::Put {
-        container,
-        count,
-        image,
-        quarters,
-    });
+    let put =
+        (container(), 0u32..6, 1u8..4, 1u64..7).prop_map(|(container, count, image, quarters)| Act::Put {
+            container,
+            count,
+            image,
+            quarters,
+        });
     prop_oneof![
-        2 => (0u8..5).prop_map(Act::Join),
-        2 => (0u8..5).prop_map(Act::Kill),
-        2 => (0u8..5).prop_map(Act::Revive),
-        1 => (0u8..5).prop_map(Act::PowerOff),
-        1 => (0u8..5).prop_map(Act::Drain),
-        1 => (0u8..5).prop_map(Act::CancelDrain),
-        1 => (0u8..5, prop_oneof![Just(0u64), Just(30)]).prop_map(|(machine, seconds)| Act::Deadline(machine, seconds)),
+        2 => machine().prop_map(Act::Join),
+        1 => (MACHINES - 2..MACHINES, 0u32..4, proptest::bool::weighted(0.8)).prop_map(|(machine, total, is_wanted)| Act::Refit(machine, total, is_wanted)),
+        2 => machine().prop_map(Act::Kill),
+        2 => machine().prop_map(Act::Revive),
+        1 => machine().prop_map(Act::PowerOff),
+        1 => machine().prop_map(Act::Drain),
+        1 => machine().prop_map(Act::CancelDrain),
+        1 => (machine(), prop_oneof![Just(0u64), Just(30)]).prop_map(|(machine, seconds)| Act::Deadline(machine, seconds)),
         6 => put,
-        1 => (0u8..4).prop_map(Act::Stop),
-        1 => (0u8..4).prop_map(Act::Start),
-        1 => (0u8..4).prop_map(Act::Delete),
+        1 => container().prop_map(Act::Stop),
+        1 => container().prop_map(Act::Start),
+        1 => container().prop_map(Act::Delete),
         1 => Just(Act::Restart),
         1 => (1u8..4).prop_map(Act::Break),
         2 => (1u8..4).prop_map(Act::Crash),
-        2 => (0u8..4).prop_map(Act::Pause),
-        2 => (0u8..4).prop_map(Act::Resume),
-        1 => (0u8..4).prop_map(Act::Undo),
+        2 => container().prop_map(Act::Pause),
+        2 => container().prop_map(Act::Resume),
+        1 => container().prop_map(Act::Undo),
         3 => (0u32..5).prop_map(Act::Limit),
+        1 => Just(Act::ForgetDevices),
         8 => prop_oneof![Just(100u64), Just(1_000), Just(16_000), Just(40_000), Just(1_000_000)].prop_map(Act::Tick),
     ]
 }
 
-/// Containers 0 and 1 are stateless, 2 and 3 stateful.
-fn declared(container: u8, count: u32, image: u8, quarters: u64) -> ContainerSpec {
-    let mut spec = if container < 2 {
-        stateless(&format!("c{container}"), count)
+fn gpus(are_whole: bool, quarters: u64) -> GpuRequest {
+    if are_whole {
+        whole_gpus(1 + u32::from(quarters > 4))
     } else {
-        stateful(&format!("c{container}"), count)
+        gpu_share(150 * u16::try_from(quarters).unwrap())
+    }
+}
+
+/// Containers 0 and 1 are stateless, 2 and 3 stateful; 4 and 5 want GPUs, shares or whole ones by their image, and 5 is stateful.
+fn declared(container: u8, count: u32, image: u8, quarters: u64) -> ContainerSpec {
+    let name = format!("c{container}");
+    let mut spec = match container {
+        0 | 1 => stateless(&name, count),
+        2 | 3 => stateful(&name, count),
+        4 => on_gpus(&name, count, gpus(image == 1, quarters)),
+        _ => ContainerSpec {
+            stateful: true,
+            ..on_gpus(&name, count, gpus(image != 1, quarters))
+        },
     };
     spec.image = format!("app:{image}");
     spec.resources.cpu.desired = Cpu::from_micros(250_000 * quarters);
@@ -103,28 +140,40 @@ fn is_draining(town: &Town, id: &MachineId) -> bool {
     machine.is_some_and(|machine| machine.draining_since.is_some())
 }
 
+/// A machine with so many GPUs, of the type that replicas want or of another.
+fn refitted(index: u8, total: u32, is_wanted: bool) -> MachineSpec {
+    let mut spec = fixture::machine(&format!("m{index}"), group_of(index));
+    let kind = if is_wanted { "nvidia-t4" } else { "nvidia-h100" };
+    spec.capacity.gpu = (total > 0).then(|| GpuCapacity {
+        total,
+        kind: kind.into(),
+    });
+    spec
+}
+
 fn apply(town: &mut Town, act: &Act) {
     let at = town.now.wall;
-    let machine = |index: &u8| MachineId::new(format!("m{index}")).unwrap();
+    let machine_id = |index: &u8| MachineId::new(format!("m{index}")).unwrap();
     let container = |index: &u8| ContainerName::new(format!("c{index}")).unwrap();
     let there = |town: &Town, index: &u8| town.world.container(&container(index)).is_some();
     match act {
-        Act::Join(index) => town.join(&format!("m{index}"), "general"),
+        Act::Join(index) => town.join(&format!("m{index}"), group_of(*index)),
+        Act::Refit(index, total, is_wanted) => town.join_as(refitted(*index, *total, *is_wanted)),
         Act::Kill(index) => town.kill(&format!("m{index}")),
         Act::Revive(index) => town.revive(&format!("m{index}")),
-        Act::PowerOff(index) if town.world.machine(&machine(index)).is_some() => {
+        Act::PowerOff(index) if town.world.machine(&machine_id(index)).is_some() => {
             town.power_off(&format!("m{index}"));
         }
-        Act::Drain(index) if town.world.machine(&machine(index)).is_some() => {
-            let machine_id = machine(index);
+        Act::Drain(index) if town.world.machine(&machine_id(index)).is_some() => {
+            let machine_id = machine_id(index);
             town.act(Entry::MachineDraining { machine_id, at });
         }
-        Act::CancelDrain(index) if town.world.machine(&machine(index)).is_some() => {
-            let machine_id = machine(index);
+        Act::CancelDrain(index) if town.world.machine(&machine_id(index)).is_some() => {
+            let machine_id = machine_id(index);
             town.act(Entry::MachineDrainCancelled { machine_id, at });
         }
-        Act::Deadline(index, seconds) if is_draining(town, &machine(index)) => {
-            let (machine_id, from) = (machine(index), at.plus(Duration::from_secs(*seconds)));
+        Act::Deadline(index, seconds) if is_draining(town, &machine_id(index)) => {
+            let (machine_id, from) = (machine_id(index), at.plus(Duration::from_secs(*seconds)));
             town.act(Entry::MachineDrainForced { machine_id, from, at });
         }
         Act::Put {
@@ -160,6 +209,7 @@ fn apply(town: &mut Town, act: &Act) {
             groups[0].max_size = *max_size;
             town.act(Entry::GroupsChanged { groups, at });
         }
+        Act::ForgetDevices => town.forget_devices(),
         Act::Tick(elapsed_ms) => town.tick(*elapsed_ms),
         Act::PowerOff(_)
         | Act::Drain(_)
@@ -284,7 +334,7 @@ fn heal(town: &mut Town) {
     {
         turn(town, &name, Turn::Resume);
     }
-    for index in 0..5u8 {
+    for index in 0..MACHINES {
         let machine_id = MachineId::new(format!("m{index}")).unwrap();
         town.revive(machine_id.as_str());
         if town.world.machine(&machine_id).is_some() {
@@ -305,6 +355,7 @@ proptest! {
     ) {
         let mut town = Town::new();
         town.join("m0", "general");
+        town.join("m5", group_of(5));
         for act in &acts {
             apply(&mut town, act);
             town.decide();
@@ -325,7 +376,9 @@ proptest! {
             let is_complete = live == wanted && !has_old && unplaced == 0 && wanted > 0;
             prop_assert!(!is_complete || container.open_rollout().is_none(), "{:?}", container.rollout);
             // Who has no place goes before who could have more; where nobody waits, nobody is squeezed beside free room.
-            let is_waiting = town.world.containers().values().any(|container| container.unplaced > 0);
+            let group = &container.spec.capacity_group;
+            let mut others = town.world.containers().values().filter(|other| other.spec.capacity_group == *group);
+            let is_waiting = others.any(|other| other.unplaced > 0);
             for replica in town.world.replicas_of(name).filter(|_| !is_waiting) {
                 let Some(granted) = replica.granted else { continue };
                 let desired = town.world.spec_of(replica).resources.desired();

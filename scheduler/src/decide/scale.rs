@@ -90,6 +90,7 @@ fn world() -> World {
             ip: IpAddr::from([a, b, c, u8::try_from(2 + number / MACHINES).unwrap()]),
             machine_id,
             host_port: None,
+            devices: vec![],
             chosen: None,
             granted: None,
             relieves: None,

@@ -2,6 +2,7 @@
 //! The rules are those of [`crate::squeeze`]; this asks placement and writes entries.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use berth_api::id::{ContainerName, ReplicaId};
 
@@ -15,7 +16,7 @@ use crate::world::{Allocated, Replica, World};
 
 impl Draft<'_> {
     /// Places at less than desired, for those that may have one.
-    pub(super) fn squeeze(&self, left: &[(Wanted, Box<Unplaced>)]) -> Vec<Option<Found>> {
+    pub(super) fn squeeze(&self, left: &[(Wanted, Arc<Unplaced>)]) -> Vec<Option<Found>> {
         let mut found: Vec<Option<Found>> = left.iter().map(|_| None).collect();
         let may: Vec<usize> = (0..left.len())
             .filter(|index| self.may_squeeze(&left[*index]))
@@ -27,6 +28,7 @@ impl Draft<'_> {
             .iter()
             .map(|index| Unmet {
                 container: left[*index].0.container.clone(),
+                revision: left[*index].0.start.revision,
                 ordinal: left[*index].0.start.ordinal,
                 instead_of: None,
                 squeezed: None,
@@ -52,7 +54,7 @@ impl Draft<'_> {
     }
 
     /// Whether this replica, which has no place at what it desires, may do with less.
-    fn may_squeeze(&self, (wanted, unplaced): &(Wanted, Box<Unplaced>)) -> bool {
+    fn may_squeeze(&self, (wanted, unplaced): &(Wanted, Arc<Unplaced>)) -> bool {
         let container = self.container(&wanted.container);
         let is_last_resort = match wanted.start.purpose {
             Purpose::Missing | Purpose::InsteadOf(_) => !self.is_room_coming(&wanted.container),
@@ -84,12 +86,17 @@ impl Draft<'_> {
 
     /// Whether a replica that has to leave its machine would have a place at less than desired.
     pub(super) fn is_squeezed_elsewhere(&self, replica: &Replica, unplaced: &Unplaced) -> bool {
-        let spec = &self.container(&replica.container).spec;
-        if !squeeze::is_squeezable(spec) || !matches!(unplaced.why, Why::NoRoom { .. }) {
+        let container = self.container(&replica.container);
+        let revision = container.revision_for(Some(replica.revision), replica.ordinal);
+        if revision != container.revision
+            || !squeeze::is_squeezable(&container.spec)
+            || !matches!(unplaced.why, Why::NoRoom { .. })
+        {
             return false;
         }
         let unmet = Unmet {
             container: replica.container.clone(),
+            revision,
             ordinal: replica.ordinal,
             instead_of: Some(replica.replica_id.clone()),
             squeezed: None,
@@ -135,6 +142,7 @@ impl Draft<'_> {
                 };
                 outcome.unmet.push(Unmet {
                     container: name.clone(),
+                    revision: self.container(name).revision,
                     ordinal: None,
                     instead_of: None,
                     squeezed: Some(granted),
@@ -163,7 +171,7 @@ impl Draft<'_> {
                 .iter()
                 .map(|wanted| request(world, &wanted.container, None, None))
                 .collect();
-            placement::place(&Fleet::of(world), &requests)
+            placement::place(Fleet::of(world), &requests)
         };
         for (wanted, place) in wanted.into_iter().zip(places) {
             if let Ok(place) = place {

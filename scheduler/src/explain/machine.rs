@@ -2,11 +2,12 @@
 
 use berth_api::explain::{Explanation, Subject, Waiting};
 use berth_api::id::MachineId;
-use berth_api::machine::MachineStatus;
+use berth_api::machine::{GPU_MILLI, MachineStatus};
 
 use super::Context;
+use crate::placement::thousandths;
 use crate::reconcile::{Wait, WaitReason};
-use crate::world::{Machine, Replica};
+use crate::world::{Left, Machine, Replica};
 
 impl Context<'_> {
     pub(super) fn machine(&self, id: &MachineId) -> Option<Explanation> {
@@ -149,6 +150,25 @@ impl Context<'_> {
         })
     }
 
+    /// "1 of 2 free, 0.4 of device 0".
+    fn gpus_in_words(&self, machine: &Machine) -> String {
+        let total = machine.usable().gpus;
+        let Some(Left { devices, homeless }) = self.world.left_of_devices(machine) else {
+            return format!("reports {total}, which no machine has: none is used");
+        };
+        if homeless > 0 {
+            return format!(
+                "none of {total} is given away: replicas hold GPUs that were not recorded or that it has no more"
+            );
+        }
+        let whole = devices.iter().filter(|free| **free == GPU_MILLI).count();
+        let parts = (0u8..)
+            .zip(devices)
+            .filter(|(_, free)| (1..GPU_MILLI).contains(free));
+        let parts = parts.map(|(index, free)| format!(", {} of device {index}", thousandths(free.into())));
+        format!("{whole} of {total} free{}", parts.collect::<String>())
+    }
+
     fn machine_facts(&self, machine: &Machine) -> Vec<(String, String)> {
         let (usable, free) = (machine.usable(), machine.free());
         let mut facts = vec![
@@ -181,10 +201,7 @@ impl Context<'_> {
             facts.push(("labels".to_owned(), labels.join(", ")));
         }
         if usable.gpus > 0 {
-            facts.push((
-                "gpus".to_owned(),
-                format!("{} of {} free", free.gpus, usable.gpus),
-            ));
+            facts.push(("gpus".to_owned(), self.gpus_in_words(machine)));
         }
         if let Some(at) = self
             .observed

@@ -97,7 +97,7 @@ impl Context<'_> {
     }
 
     /// Of a replica on a machine that was silent and is heard again: the next decision takes it for running.
-    fn heard_again(&self, replica: &Replica) -> Option<Waiting> {
+    pub(super) fn heard_again(&self, replica: &Replica) -> Option<Waiting> {
         let machine = self.world.machine(&replica.machine_id)?;
         let is_silent = machine.health == MachineHealthState::Unhealthy;
         let heard = self.observed.machines.get(&replica.machine_id);
@@ -215,6 +215,11 @@ impl Context<'_> {
                 desired.memory.rounded()
             ),
         ));
+        facts.extend(
+            replica
+                .devices_in_words(spec)
+                .map(|devices| ("gpu".to_owned(), devices)),
+        );
         if let Some(relieved) = &replica.relieves {
             facts.push((
                 "in the stead of".to_owned(),

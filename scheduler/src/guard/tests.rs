@@ -314,24 +314,26 @@ fn fewer_machines_than_a_freeze_needs_are_none() {
     assert_eq!(town.world.frozen_since(), None);
 }
 
+/// A scaled container of `least` to 8 replicas.
+fn scaled(image: &str, least: u32) -> ContainerSpec {
+    let mut spec = stateless("web", 1);
+    spec.image = image.into();
+    spec.scale = Scale::Autoscaling(Autoscaling {
+        min: least,
+        desired: least,
+        max: 8,
+        target_cpu_percent: 50.0,
+        target_memory_percent: 80.0,
+        target_http_in_flight_per_replica: None,
+        max_http_p95_latency_ms: None,
+    });
+    spec
+}
+
 /// What leaves on account of a rollout is paced as what is scaled down: both at once stop no more than half.
 #[test]
 fn a_scaled_container_that_is_declared_smaller_in_the_middle_of_a_rollout_goes_down_by_halves() {
     let mut town = Town::of(4);
-    let scaled = |image: &str, least: u32| {
-        let mut spec = stateless("web", 1);
-        spec.image = image.into();
-        spec.scale = Scale::Autoscaling(Autoscaling {
-            min: least,
-            desired: least,
-            max: 8,
-            target_cpu_percent: 50.0,
-            target_memory_percent: 80.0,
-            target_http_in_flight_per_replica: None,
-            max_http_p95_latency_ms: None,
-        });
-        spec
-    };
     town.put(scaled("app:1", 8));
     town.settle();
     assert_eq!(town.ready("web"), 8);
@@ -349,6 +351,41 @@ fn a_scaled_container_that_is_declared_smaller_in_the_middle_of_a_rollout_goes_d
     );
     town.settle();
     assert_eq!((town.ready("web"), recent(&town.world, town.now.wall)), (1, 0));
+}
+
+/// What stops on machines that are off for good is never confirmed: it holds up no rollout.
+#[test]
+fn a_scaled_container_rolls_on_beside_machines_that_are_off_for_good() {
+    let mut town = Town::of(9);
+    town.put(scaled("app:1", 8));
+    town.settle();
+    for _ in 0..4 {
+        let live = town.world.replicas().values().filter(|replica| replica.is_live());
+        let mut on: BTreeMap<&str, usize> = BTreeMap::new();
+        for replica in live {
+            *on.entry(replica.machine_id.as_str()).or_default() += 1;
+        }
+        let (fullest, _) = on.iter().max_by_key(|(_, count)| **count).unwrap();
+        let fullest = (*fullest).to_owned();
+        town.kill(&fullest);
+        town.tick(600_000);
+        town.settle();
+        assert_eq!(town.ready("web"), 8);
+    }
+    let left = town
+        .world
+        .replicas()
+        .values()
+        .filter(|replica| !replica.is_live());
+    assert!(left.count() > 9, "more than the container is");
+    town.put(scaled("app:2", 8));
+    town.settle();
+    let live = town.world.replicas().values().filter(|replica| replica.is_live());
+    let images: BTreeSet<&str> = live
+        .map(|replica| town.world.spec_of(replica).image.as_str())
+        .collect();
+    assert_eq!(images, BTreeSet::from(["app:2"]), "{:?}", town.report.waits);
+    assert_eq!(recent(&town.world, town.now.wall), 0);
 }
 
 /// An ordinal beyond those declared goes, whatever the others do: that is asked for.

@@ -9,11 +9,11 @@ use berth_api::rest::node::{RegisterReply, RegisterRequest};
 use berth_api::time::Timestamp;
 use berth_api::validate::Faults;
 
-use super::{LinkConfig, check_era};
+use super::{LinkConfig, check_identity};
 use crate::Scheduler;
 use crate::cluster::ClusterHandle;
 use crate::entry::{TokenDigest, TokenKind};
-use crate::identity::MachineIdentity;
+use crate::identity::{MachineIdentity, SigningError, SigningRequest};
 use crate::refusal::{Class, Refused};
 
 pub(super) async fn enrol(
@@ -46,17 +46,22 @@ pub(super) async fn enrol(
             ),
         ));
     }
+    let invalid_csr = |error: SigningError| Refused::new(Class::Invalid, "invalid_csr", error.to_string());
+    let machine_id = spec.machine_id.clone();
+    // Read before it is registered: a request that cannot be signed leaves nothing behind.
+    let csr = SigningRequest::read(&request.csr_pem, &machine_id).map_err(invalid_csr)?;
+    let proof = peer.filter(|_| request.token.is_empty());
+    let (assigned_network, registered_at) = handle.enrol_machine(spec, proof).await?;
     let identity = MachineIdentity {
         cluster_id,
-        machine_id: spec.machine_id.clone(),
+        registered_at: Some(registered_at),
+        machine_id,
         token_era,
     };
-    // Signed before it is registered: a request that cannot be signed leaves nothing behind.
     let certificate = scheduler
         .identity()
-        .sign(&request.csr_pem, &identity, Timestamp::now())
-        .map_err(|error| Refused::new(Class::Invalid, "invalid_csr", error.to_string()))?;
-    let assigned_network = handle.register_machine(spec).await?;
+        .sign(csr, &identity, Timestamp::now())
+        .map_err(invalid_csr)?;
     tracing::info!(cluster_id = %identity.cluster_id, machine_id = %identity.machine_id, "a machine is enrolled");
     let registered = serde_json::to_vec(&RegisterReply { assigned_network })
         .expect("a network has text keys and no failing serialiser");
@@ -118,7 +123,7 @@ fn authorise(
             .find(cluster_id)
             .ok_or_else(|| scheduler.not_here(cluster_id))?;
         let world = handle.world();
-        check_era(&world, peer.token_era)?;
+        check_identity(&world, peer)?;
         return match world.machine(&peer.machine_id) {
             Some(_) => Ok((handle, peer.token_era)),
             None => Err(Refused::machine_not_found(peer.machine_id.as_str())),

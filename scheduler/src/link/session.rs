@@ -25,7 +25,7 @@ use tonic::Streaming;
 use tracing::{info, warn};
 
 use super::sessions::Claim;
-use super::{HANDSHAKE_TIMEOUT, LinkConfig, check_era, message};
+use super::{HANDSHAKE_TIMEOUT, LinkConfig, check_identity, message};
 use crate::cluster::{ClusterHandle, Directory, Mesh, NodeStatus};
 use crate::identity::MachineIdentity;
 use crate::refusal::{Class, Refused};
@@ -39,7 +39,8 @@ const EVENTS_PER_SECOND: f64 = 20.0;
 struct Session {
     handle: ClusterHandle,
     machine_id: MachineId,
-    token_era: u64,
+    /// What its certificate says.
+    identity: MachineIdentity,
     claim: Claim,
     outbound: mpsc::Sender<SchedulerMessage>,
     /// (epoch, generation) of the set last sent.
@@ -60,12 +61,7 @@ pub(super) async fn run(
     outbound: mpsc::Sender<SchedulerMessage>,
     config: LinkConfig,
 ) -> Result<(), Refused> {
-    let MachineIdentity {
-        machine_id,
-        token_era,
-        ..
-    } = identity;
-    check_era(&handle.world(), token_era)?;
+    let machine_id = identity.machine_id.clone();
     let hello = tokio::time::timeout(HANDSHAKE_TIMEOUT, first(&mut inbound))
         .await
         .map_err(|_| protocol("no Hello came in time"))??;
@@ -80,6 +76,8 @@ pub(super) async fn run(
             ),
         ));
     }
+    // Only now: it may have been removed while it kept its Hello back.
+    check_identity(&handle.world(), &identity)?;
     let accepted = match &hello.accepted {
         Some(position) => Position::try_from(position).map_err(|error| protocol(&error.to_string()))?,
         None => Position::default(),
@@ -96,7 +94,7 @@ pub(super) async fn run(
     let mut session = Session {
         handle,
         machine_id,
-        token_era,
+        identity,
         claim,
         outbound,
         sent: None,
@@ -225,7 +223,7 @@ impl Session {
     /// Sends the machine's set when it is not the one that was sent last.
     async fn send_assignments(&mut self) -> Result<(), Refused> {
         let world = self.handle.world();
-        check_era(&world, self.token_era)?;
+        check_identity(&world, &self.identity)?;
         let Some(machine) = world.machine(&self.machine_id) else {
             return Err(Refused::machine_not_found(self.machine_id.as_str()));
         };

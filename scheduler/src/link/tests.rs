@@ -26,7 +26,7 @@ use tonic::{Code, Streaming};
 use super::proto::link_client::LinkClient;
 use super::{LogQuery, sessions::LogStream};
 use crate::config::Config;
-use crate::entry::{TokenDigest, TokenKind};
+use crate::entry::{Removal, TokenDigest, TokenKind};
 use crate::store::{Memory, Store};
 use crate::{ClusterHandle, Creation, Running, Scheduler, StartError};
 
@@ -277,6 +277,15 @@ impl Node {
             refusal: String::new(),
         };
         self.say(node_message::Kind::Ack(ack)).await;
+    }
+
+    /// The next stops that are confirmed.
+    async fn confirmed(&mut self) -> Vec<String> {
+        let is_it = |_: &Self, kind: &Kind| matches!(kind, Kind::StopConfirmed(_));
+        match self.until("the confirmation", is_it).await {
+            Kind::StopConfirmed(confirmed) => confirmed.replica_ids,
+            other => unreachable!("just matched: {other:?}"),
+        }
     }
 
     async fn status(&self, phase: Phase, unlisted: &[&str]) {
@@ -532,6 +541,53 @@ async fn a_clone_is_refused_while_the_first_is_linked_and_the_same_boot_takes_ov
     world.running.shutdown().await;
 }
 
+/// A machine that was taken for dead and removed wakes up, and another one has its id.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_certificate_of_a_removed_machine_does_not_count_for_the_next_one_of_its_id() {
+    let world = world().await;
+    let former = world.enrol("m-1", "boot-1").await;
+    let machine_id = MachineId::new("m-1").unwrap();
+    let registered_at = || {
+        let machine = world.cluster.world().machine(&machine_id).cloned();
+        machine.map(|machine| machine.registered_at)
+    };
+    let before = registered_at();
+    world
+        .cluster
+        .remove_machine(machine_id.clone(), Removal::Empty)
+        .await
+        .unwrap();
+    let mut identity = world.enrol("m-1", "boot-2").await;
+    while registered_at() == before {
+        // Within one millisecond.
+        world
+            .cluster
+            .remove_machine(machine_id.clone(), Removal::Empty)
+            .await
+            .unwrap();
+        identity = world.enrol("m-1", "boot-2").await;
+    }
+    let refused = world
+        .link(former.clone(), "m-1", "boot-1", Position::default())
+        .await;
+    let refused = refused.err().unwrap();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    assert!(refused.message().contains("was removed"), "{refused}");
+    let (request, _) = World::enrolment("m-1", "", "boot-1");
+    let refused = world.client(Some(former)).await.enrol(request).await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
+    // Its own counts, for a session and for the next certificate.
+    let (request, _) = World::enrolment("m-1", "", "boot-2");
+    let renewed = world.client(Some(identity.clone())).await.enrol(request).await;
+    renewed.unwrap();
+    let mut node = world
+        .link(identity, "m-1", "boot-2", Position::default())
+        .await
+        .unwrap();
+    node.assigned(0).await;
+    world.running.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unlisted_replicas_are_confirmed_to_stop_only_after_the_present_set_is_accepted() {
     let world = world().await;
@@ -540,15 +596,7 @@ async fn unlisted_replicas_are_confirmed_to_stop_only_after_the_present_set_is_a
     node.status(Phase::Healthy, &["stray-1"]).await;
     node.ack().await;
     node.status(Phase::Healthy, &["stray-2"]).await;
-    let confirmed = node
-        .until("the confirmation", |_, kind| {
-            matches!(kind, Kind::StopConfirmed(_))
-        })
-        .await;
-    let Kind::StopConfirmed(confirmed) = confirmed else {
-        unreachable!("just matched");
-    };
-    assert_eq!(confirmed.replica_ids, ["stray-2"]);
+    assert_eq!(node.confirmed().await, ["stray-2"]);
     world.running.shutdown().await;
 }
 
@@ -562,15 +610,7 @@ async fn a_status_from_before_a_set_was_accepted_says_nothing_about_it() {
     node.status_at(Phase::Healthy, &["stray-1"], Some(before)).await;
     let (_, present) = node.assigned.clone().unwrap();
     node.status_at(Phase::Healthy, &["stray-2"], Some(present)).await;
-    let confirmed = node
-        .until("the confirmation", |_, kind| {
-            matches!(kind, Kind::StopConfirmed(_))
-        })
-        .await;
-    let Kind::StopConfirmed(confirmed) = confirmed else {
-        unreachable!("just matched");
-    };
-    assert_eq!(confirmed.replica_ids, ["stray-2"]);
+    assert_eq!(node.confirmed().await, ["stray-2"]);
     world.running.shutdown().await;
 }
 

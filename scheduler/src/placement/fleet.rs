@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use berth_api::cluster::Platform;
 use berth_api::container::{ContainerSpec, HOST_PORTS};
 use berth_api::id::{ContainerName, GroupId, Label, MachineId, ReplicaId, Zone};
-use berth_api::machine::MachineStatus;
+use berth_api::machine::{GpuDevice, MachineStatus};
 use berth_api::placement::{CLUSTER_LABELS_MAX, PlacementRules};
 use berth_api::volume::VolumeTarget;
 
@@ -17,7 +17,12 @@ use super::engine::{
     Mix, Row, Spread, SpreadId, Typical,
 };
 use super::{Chosen, Place, Request, Rule};
-use crate::world::{Allocated, Container, HOST_MAX, HOST_MIN, Machine, World};
+use crate::world::{Allocated, Container, DEVICES, HOST_MAX, HOST_MIN, Machine, World};
+
+const _: () = assert!(
+    DEVICES_MAX == DEVICES,
+    "the engine has a column for every device of a machine"
+);
 
 /// All machines of a cluster and who writes which volume.
 #[derive(Debug, Clone)]
@@ -128,9 +133,10 @@ fn mix_of(world: &World, numbers: &mut Numbers) -> Mix {
 }
 
 fn gpu_need(amounts: &Allocated) -> GpuNeed {
-    match amounts.gpus {
-        0 => GpuNeed::None,
-        gpus => GpuNeed::Whole(u8::try_from(gpus).unwrap_or(u8::MAX)),
+    match (amounts.gpus, amounts.gpu_share_milli) {
+        (0, 0) => GpuNeed::None,
+        (0, share) => GpuNeed::Share(u16::try_from(share).unwrap_or(u16::MAX)),
+        (gpus, _) => GpuNeed::Whole(u8::try_from(gpus).unwrap_or(u8::MAX)),
     }
 }
 
@@ -158,6 +164,7 @@ impl Fleet {
                 memory: group.profile.memory_bytes,
                 ephemeral: group.profile.ephemeral_storage_bytes,
                 gpus: group.profile.gpu.as_ref().map_or(0, |gpu| gpu.count),
+                gpu_share_milli: 0,
             };
             let group_value = Group {
                 profile,
@@ -225,7 +232,7 @@ impl Fleet {
                 disks = disks.saturating_add(1);
             }
         }
-        self.add_slot(slot, &machine.free(), disks);
+        self.add_slot(slot, &machine.free(), world.free_devices(machine), disks);
         let index = self.slots.last().and_then(|slot| slot.index);
         let live = world
             .replicas_on(&machine.spec.machine_id)
@@ -255,10 +262,11 @@ impl Fleet {
             next_host: HOST_MIN,
             host_ports: BTreeSet::new(),
         };
-        self.add_slot(slot, &newcomer.usable, 0);
+        self.add_slot(slot, &newcomer.usable, whole_devices(newcomer.usable.gpus), 0);
     }
 
-    fn add_slot(&mut self, mut slot: Slot, free: &Allocated, disks: u8) {
+    /// `devices` are thousandths that are free of each; none when there are more than any machine has.
+    fn add_slot(&mut self, mut slot: Slot, free: &Allocated, devices: Option<[u16; DEVICES_MAX]>, disks: u8) {
         let group = self.groups.get(&slot.group);
         let gpu_model = slot
             .gpu_type
@@ -274,14 +282,12 @@ impl Fleet {
         // Machines of a group are compared by the profile of the group, so that what each of them reports, which differs
         // by kilobytes, makes no kinds of its own.
         let profile = group.map_or(slot.usable, |group| group.profile);
-        let scale = row_of(&Allocated {
-            gpus: if gpu_model == 0 { 0 } else { profile.gpus.max(1) },
-            ..profile
-        });
-        let usable = row_of(&Allocated {
-            gpus: if gpu_model == 0 { 0 } else { free.gpus },
-            ..*free
-        });
+        let (scale_devices, devices) = match gpu_model {
+            0 => (whole_devices(0), whole_devices(0)),
+            _ => (whole_devices(profile.gpus.max(1)), devices),
+        };
+        let scale = scale_devices.and_then(|devices| row_of(&profile, devices));
+        let usable = devices.and_then(|devices| row_of(free, devices));
         if let (Some(scale), Some(usable)) = (scale, usable) {
             let machine = super::engine::Machine {
                 kind,
@@ -328,6 +334,12 @@ impl Fleet {
             memory: berth_api::units::Bytes::new(row.memory),
             ephemeral: berth_api::units::Bytes::new(row.ephemeral),
             gpus: row.whole_devices().into(),
+            gpu_share_milli: row
+                .devices
+                .iter()
+                .filter(|free| **free < DEVICE_MILLI)
+                .max()
+                .map_or(0, |free| (*free).into()),
         })
     }
 
@@ -446,6 +458,7 @@ impl Fleet {
             machine_id: slot.machine_id.clone(),
             ip: IpAddr::from([a, b, c, host]),
             host_port,
+            devices: devices(choice, &request.amounts),
             chosen,
         }
     }
@@ -521,14 +534,31 @@ fn number<K: Ord + Clone>(numbers: &mut BTreeMap<K, u16>, name: &K, first: u16) 
         .or_insert_with(|| next.min(NOWHERE - 1))
 }
 
+/// As many devices, wholly free; none when there are more than any machine has.
+fn whole_devices(gpus: u32) -> Option<[u16; DEVICES_MAX]> {
+    let mut devices = [0; DEVICES_MAX];
+    devices.get_mut(..usize::try_from(gpus).ok()?)?.fill(DEVICE_MILLI);
+    Some(devices)
+}
+
+/// What the engine gives a request of a machine's devices.
+fn devices(choice: super::engine::Choice, amounts: &Allocated) -> Vec<GpuDevice> {
+    let milli = match gpu_need(amounts) {
+        GpuNeed::Share(milli) => milli,
+        GpuNeed::None | GpuNeed::Whole(_) => DEVICE_MILLI,
+    };
+    let device = |index| GpuDevice {
+        index: u8::try_from(index).expect("a machine has at most eight devices"),
+        milli,
+    };
+    choice.devices.iter().map(device).collect()
+}
+
 /// Amounts as the engine keeps them; none when they are absurd.
-fn row_of(amounts: &Allocated) -> Option<Row> {
+fn row_of(amounts: &Allocated, devices: [u16; DEVICES_MAX]) -> Option<Row> {
     if amounts.cpu.micros() > CPU_MAX {
         return None;
     }
-    let gpus = usize::try_from(amounts.gpus).ok()?;
-    let mut devices = [0; DEVICES_MAX];
-    devices.get_mut(..gpus)?.fill(DEVICE_MILLI);
     Some(Row {
         cpu: u32::try_from(amounts.cpu.micros()).ok()?,
         memory: amounts.memory.get(),
@@ -597,7 +627,7 @@ impl Slot {
 }
 
 /// Only what a load balancer must reach gets a port of its machine.
-fn needs_host_port(spec: &ContainerSpec) -> bool {
+pub(super) fn needs_host_port(spec: &ContainerSpec) -> bool {
     spec.load_balancer_target.is_some()
 }
 

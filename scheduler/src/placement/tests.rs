@@ -1,8 +1,8 @@
 //! Placement of a cluster: the words that explain it, as operators read them, and that words and numbers agree.
 
-use berth_api::cluster::Gpu;
-use berth_api::container::{ContainerSpec, LoadBalancerTarget};
+use berth_api::container::{ContainerSpec, GpuRequest, LoadBalancerTarget, Scale};
 use berth_api::id::{ContainerName, MachineId};
+use berth_api::machine::GpuDevice;
 use berth_api::units::{Bytes, Cpu};
 use berth_api::volume::VolumeTarget;
 use proptest::prelude::*;
@@ -11,7 +11,7 @@ use super::unplaced::Need;
 use super::*;
 use crate::decide::request;
 use crate::entry::Entry;
-use crate::fixture::{Town, group, machine, stateful, stateless};
+use crate::fixture::{Town, gpu_share, group, machine, on_gpus, stateful, stateless, whole_gpus};
 
 mod rules;
 
@@ -19,7 +19,7 @@ mod rules;
 fn explained(town: &Town, container: &str, ordinal: Option<u32>) -> String {
     let name = ContainerName::new(container).unwrap();
     let request = request(&town.world, &name, ordinal, None);
-    let outcome = place(&Fleet::of(&town.world), &[request]).pop().unwrap();
+    let outcome = place(Fleet::of(&town.world), &[request]).pop().unwrap();
     let unplaced = outcome.unwrap_err();
     let helps: Vec<String> = unplaced.would_help.iter().map(ToString::to_string).collect();
     format!("{unplaced}. Would help: {}.", helps.join("; "))
@@ -92,9 +92,9 @@ fn tells_of_gpus_of_another_type_and_of_gpus_in_use() {
     let trainer = |name: &str, kind: &str, count: u32| {
         let mut spec = stateless(name, 1);
         spec.capacity_group = "gpu".parse().unwrap();
-        spec.resources.gpu = Some(Gpu {
+        spec.resources.gpu = Some(GpuRequest {
             kind: kind.into(),
-            count,
+            ..whole_gpus(count)
         });
         spec
     };
@@ -109,10 +109,70 @@ fn tells_of_gpus_of_another_type_and_of_gpus_in_use() {
     );
     assert_eq!(
         explained(&town, "both", None),
-        "0 of 1 machines of capacity group gpu fit: 1 lacks free GPUs (largest free 1 of 2). Would help: free 1 GPUs more \
-         on machine g1, or declare at most 1 GPUs; one more machine in group gpu would fit it (the group has 1 of at most \
+        "0 of 1 machines of capacity group gpu fit: 1 lacks free GPUs (largest free 1 of 2). Would help: free 1 GPU more \
+         on machine g1, or declare at most 1 GPU; one more machine in group gpu would fit it (the group has 1 of at most \
          5)."
     );
+}
+
+/// What the replicas of a container hold of their machines' GPUs.
+fn devices(town: &Town, container: &str) -> Vec<GpuDevice> {
+    let name = ContainerName::new(container).unwrap();
+    let replicas = town.world.replicas_of(&name);
+    replicas.flat_map(|replica| replica.devices.clone()).collect()
+}
+
+#[test]
+fn shares_fill_a_device_before_they_touch_another_and_the_rest_is_told_by_device() {
+    let mut town = Town::new();
+    town.join("g1", "gpu");
+    town.settle();
+    for (name, index) in [("first", 0), ("second", 0), ("third", 1)] {
+        town.put(on_gpus(name, 1, gpu_share(500)));
+        town.settle();
+        assert_eq!(devices(&town, name), [GpuDevice { index, milli: 500 }], "{name}");
+    }
+    town.put(on_gpus("whole", 1, whole_gpus(1)));
+    assert_eq!(
+        explained(&town, "whole", None),
+        "0 of 1 machines of capacity group gpu fit: 1 lacks free GPUs (largest free 0 of 1). Would help: free 1 GPU more \
+         on machine g1; one more machine in group gpu would fit it (the group has 1 of at most \
+         5)."
+    );
+    town.put(on_gpus("large", 1, gpu_share(600)));
+    assert_eq!(
+        explained(&town, "large", None),
+        "0 of 1 machines of capacity group gpu fit: 1 lacks a GPU with so much free (largest free 0.5 of 0.6). Would help: \
+         free 0.1 more of the emptiest GPU of machine g1, or declare at most 0.5 of a GPU; one more machine in group gpu would fit it \
+         (the group has 1 of at most 5)."
+    );
+    town.put(on_gpus("fourth", 1, gpu_share(500)));
+    town.settle();
+    assert_eq!(devices(&town, "fourth"), [GpuDevice { index: 1, milli: 500 }]);
+}
+
+#[test]
+fn whole_devices_keep_their_numbers_while_others_come_and_go() {
+    let mut town = Town::new();
+    town.join("g1", "gpu");
+    town.settle();
+    let whole = |index| GpuDevice { index, milli: 1000 };
+    for name in ["first", "second"] {
+        town.put(on_gpus(name, 1, whole_gpus(1)));
+        town.settle();
+    }
+    assert_eq!(devices(&town, "first"), [whole(0)]);
+    assert_eq!(devices(&town, "second"), [whole(1)]);
+    town.act(Entry::ContainerDeleted {
+        container: "first".parse().unwrap(),
+        at: town.now.wall,
+    });
+    town.settle();
+    town.put(on_gpus("third", 1, whole_gpus(1)));
+    town.settle();
+    assert_eq!(devices(&town, "second"), [whole(1)]);
+    assert_eq!(devices(&town, "third"), [whole(0)]);
+    town.assert_replay();
 }
 
 #[test]
@@ -189,6 +249,7 @@ fn a_machine_that_reports_what_no_machine_has_gets_nothing_and_is_named() {
     assert!(text.contains("1 reported more than any machine has"), "{text}");
 }
 
+/// Kind 7 wants a share of a GPU, kind 5 whole ones.
 fn declared(kind: u8, size: u64) -> ContainerSpec {
     let name = format!("c{kind}");
     let mut spec = match kind {
@@ -204,15 +265,16 @@ fn declared(kind: u8, size: u64) -> ContainerSpec {
         1 => spec.resources.ephemeral_storage = Some(Bytes::gib(11 * size)),
         5 => {
             spec.capacity_group = group("gpu", 2).group_id;
-            spec.resources.gpu = Some(Gpu {
-                kind: "nvidia-t4".into(),
-                count: 1 + u32::try_from(size % 2).unwrap(),
-            });
+            spec.resources.gpu = Some(whole_gpus(1 + u32::try_from(size % 2).unwrap()));
         }
         6 => {
             spec.load_balancer_target = Some(LoadBalancerTarget::Gcp {
                 neg_name: "neg".into(),
             });
+        }
+        7 => {
+            spec.capacity_group = group("gpu", 2).group_id;
+            spec.resources.gpu = Some(gpu_share(u16::try_from(50 * size).unwrap().min(950)));
         }
         _ => {}
     }
@@ -225,8 +287,9 @@ proptest! {
     #[test]
     fn words_and_numbers_agree(
         machines in proptest::collection::vec((0u8..3, any::<bool>()), 1..6),
-        containers in proptest::collection::vec((0u8..7, 1u64..9), 1..7),
-        asked in (0u8..7, 1u64..20),
+        containers in proptest::collection::vec((0u8..8, 1u64..9), 1..7),
+        asked in (0u8..8, 1u64..20),
+        forgotten in 0usize..12,
     ) {
         let mut town = Town::new();
         for (number, (kind, drains)) in machines.into_iter().enumerate() {
@@ -241,8 +304,12 @@ proptest! {
                 town.act(Entry::MachineDraining { machine_id: MachineId::new(id).unwrap(), at: town.now.wall });
             }
         }
-        for (kind, size) in containers {
+        for (number, (kind, size)) in containers.into_iter().enumerate() {
             town.put(declared(kind, size));
+            if number == forgotten {
+                town.settle();
+                town.forget_devices();
+            }
         }
         town.settle();
         let mut spec = declared(asked.0, asked.1);
@@ -263,10 +330,64 @@ proptest! {
             let fits = slot.index.is_some_and(|index| fleet.engine.fit(index, ask.class).is_some());
             prop_assert_eq!(need.verdict(&fleet, slot).is_none(), fits, "{}", slot.machine_id);
         }
-        let outcome = place(&fleet, &[request]).pop().unwrap();
+        let outcome = place(fleet.clone(), &[request]).pop().unwrap();
         match outcome {
-            Ok(place) => prop_assert!(!place.chosen.to_string().is_empty()),
+            Ok(place) => {
+                prop_assert!(!place.chosen.to_string().is_empty());
+                let count = request.spec.resources.gpu.as_ref().map_or(0, |gpu| gpu.count);
+                prop_assert_eq!(u32::try_from(place.devices.len()).unwrap(), count);
+            }
             Err(unplaced) => prop_assert!(!unplaced.would_help.is_empty(), "{}", unplaced),
+        }
+    }
+
+    /// Requests that fail alike share an explanation: it is the one that each of them would have had.
+    #[test]
+    fn what_is_said_of_many_is_what_is_said_of_each(
+        machines in proptest::collection::vec(0u8..3, 0..4),
+        asked in proptest::collection::vec((0u8..8, 1u64..4, 0u8..3), 2..12),
+        is_one_unnamed in any::<bool>(),
+    ) {
+        let mut town = Town::new();
+        for (number, kind) in machines.into_iter().enumerate() {
+            town.join(&format!("m{number}"), if kind == 0 { "gpu" } else { "general" });
+            town.settle();
+        }
+        if is_one_unnamed {
+            let mut old = declared(5, 2);
+            old.scale = Scale::Replicas(1);
+            town.put(old);
+            town.settle();
+            town.forget_devices();
+        }
+        let mut names = vec![];
+        for (number, (kind, size, rule)) in asked.into_iter().enumerate() {
+            // Kind 2 would ask for one volume again and again.
+            let mut spec = declared(if kind == 2 { 3 } else { kind }, 4 * size * size);
+            spec.name = ContainerName::new(format!("asked-{number}")).unwrap();
+            spec.placement = (rule > 0).then(|| PlacementRules {
+                requires: (rule > 1).then(|| "nowhere".parse().unwrap()).into_iter().collect(),
+                exclusive: rule == 1,
+                ..PlacementRules::default()
+            });
+            for volume in &mut spec.volumes {
+                if let VolumeTarget::Aws { volume_id, .. } = &mut volume.volume {
+                    *volume_id = format!("{volume_id}{number:02}");
+                }
+            }
+            names.push((spec.name.clone(), spec.stateful.then_some(0)));
+            town.put(spec);
+        }
+        let mut fleet = Fleet::of(&town.world);
+        let requests: Vec<Request<'_>> = names
+            .iter()
+            .map(|(name, ordinal)| request(&town.world, name, *ordinal, None))
+            .collect();
+        let outcomes = place_in(&mut fleet, &requests);
+        for (request, outcome) in requests.iter().zip(outcomes) {
+            if let Err(told) = outcome && !matches!(told.why, Why::VolumeInUse { .. }) {
+                prop_assert_eq!(&*told, &Unplaced::of(&fleet, request), "{}", request.spec.name);
+            }
         }
     }
 }

@@ -229,7 +229,7 @@ impl<'a> Need<'a> {
             .resources
             .gpu
             .as_ref()
-            .filter(|_| self.request.amounts.gpus > 0);
+            .filter(|_| self.request.amounts.gpus_milli() > 0);
         let stands_out = [
             (Filter::Group, slot.group != spec.capacity_group),
             (
@@ -255,7 +255,7 @@ impl<'a> Need<'a> {
             return Some(known.map_or(Filter::Absurd, |(filter, _)| filter));
         };
         let amounts = AMOUNTS.map(|filter| {
-            let lacks = amount(filter, &self.request.amounts) > amount(filter, &free);
+            let lacks = amount(filter, &self.request.amounts) > room(filter, &free);
             (filter, lacks)
         });
         let counted = [
@@ -271,14 +271,20 @@ impl<'a> Need<'a> {
         Some(Miss {
             filter,
             machine_id: Some(slot.machine_id.clone()),
-            has: amount(filter, free)?,
+            has: room(filter, free)?,
             needs: amount(filter, &self.request.amounts)?,
         })
     }
 }
 
 /// The filters on amounts, in their order.
-const AMOUNTS: [Filter; 4] = [Filter::Cpu, Filter::Memory, Filter::Ephemeral, Filter::GpuCount];
+const AMOUNTS: [Filter; 5] = [
+    Filter::Cpu,
+    Filter::Memory,
+    Filter::Ephemeral,
+    Filter::GpuCount,
+    Filter::GpuShare,
+];
 
 /// Of the running machines that lack nothing but amounts, the one whose lack is the smallest share of its profile, over the
 /// dimension that it lacks most; among equals the first.
@@ -294,7 +300,7 @@ fn smallest(fleet: &Fleet, need: &Need<'_>, by_filter: &BTreeMap<Filter, Vec<&Sl
             .filter_map(|filter| need.miss(*filter, slot, &free));
         let misses: Vec<Miss> = misses.filter(|miss| miss.needs > miss.has).collect();
         let lacks = misses.iter().filter_map(|miss| {
-            let whole = u128::from(amount(miss.filter, &slot.usable)?.max(1));
+            let whole = u128::from(room(miss.filter, &slot.usable)?.max(1));
             Some(u128::from(miss.needs - miss.has) * 1_000_000 / whole)
         });
         Some((lacks.max()?, slot.machine_id.clone(), misses))
@@ -320,8 +326,8 @@ fn why(fleet: &Fleet, request: &Request<'_>, by_filter: &BTreeMap<Filter, Vec<&S
     for filter in AMOUNTS {
         let sizes = members.iter().map(|slot| &slot.usable);
         // A group without machines is judged by its profile, else by what its machines really offer.
-        let largest = sizes.filter_map(|usable| amount(filter, usable)).max();
-        let has = largest.or_else(|| amount(filter, &known.profile)).unwrap_or(0);
+        let largest = sizes.filter_map(|usable| room(filter, usable)).max();
+        let has = largest.or_else(|| room(filter, &known.profile)).unwrap_or(0);
         let needs = amount(filter, &request.amounts).unwrap_or(0);
         if needs > has {
             let miss = Miss {
@@ -409,6 +415,13 @@ fn helps(
 ) -> Vec<Help> {
     match &unplaced.why {
         Why::NoGroup { group } => vec![Help::CreateGroup { group: group.clone() }],
+        Why::LargerThanMachine { miss, .. } if miss.has == 0 && is_about_gpus(miss.filter) => {
+            let gpu = request.spec.resources.gpu.as_ref();
+            let help = gpu.map(|gpu| Help::GpuGroup {
+                gpu_type: gpu.kind.clone(),
+            });
+            help.into_iter().collect()
+        }
         Why::LargerThanMachine { miss, .. } => vec![Help::AskForLess {
             filter: miss.filter,
             at_most: miss.has,
@@ -428,6 +441,10 @@ fn helps(
             room_helps(fleet, request, unplaced, by_filter)
         }
     }
+}
+
+fn is_about_gpus(filter: Filter) -> bool {
+    matches!(filter, Filter::GpuCount | Filter::GpuShare)
 }
 
 fn room_helps(
@@ -483,13 +500,22 @@ fn count(slots: &[&Slot]) -> u32 {
     u32::try_from(slots.len()).expect("a cluster has fewer than 2^32 machines")
 }
 
-/// The dimension that a filter is about; none for filters that are not about an amount.
+/// What there is of the dimension that a filter is about, for one replica; none for filters that are not about an amount.
+fn room(filter: Filter, of: &Allocated) -> Option<u64> {
+    match filter {
+        Filter::GpuShare => Some(of.largest_share().into()),
+        _ => amount(filter, of),
+    }
+}
+
+/// What is asked for of the dimension that a filter is about; none for filters that are not about an amount.
 fn amount(filter: Filter, of: &Allocated) -> Option<u64> {
     match filter {
         Filter::Cpu => Some(of.cpu.micros()),
         Filter::Memory => Some(of.memory.get()),
         Filter::Ephemeral => Some(of.ephemeral.get()),
         Filter::GpuCount => Some(of.gpus.into()),
+        Filter::GpuShare => Some(of.gpu_share_milli.into()),
         Filter::Group
         | Filter::Zone
         | Filter::GpuType
@@ -508,8 +534,14 @@ fn number(filter: Filter, amount: u64) -> String {
     match filter {
         Filter::Cpu => Cpu::from_micros(amount).to_string(),
         Filter::Memory | Filter::Ephemeral => Bytes::new(amount).rounded().to_string(),
+        Filter::GpuShare => thousandths(amount),
         _ => amount.to_string(),
     }
+}
+
+/// Thousandths as a decimal.
+pub(crate) fn thousandths(amount: u64) -> String {
+    Cpu::from_micros(amount.saturating_mul(1000)).to_string()
 }
 
 /// An amount with its unit.
@@ -518,7 +550,9 @@ fn quantity(filter: Filter, amount: u64) -> String {
         Filter::Cpu => format!("{} vCPU", Cpu::from_micros(amount)),
         Filter::Memory => format!("{} of memory", Bytes::new(amount).rounded()),
         Filter::Ephemeral => format!("{} of ephemeral storage", Bytes::new(amount).rounded()),
+        Filter::GpuCount if amount == 1 => "1 GPU".to_owned(),
         Filter::GpuCount => format!("{amount} GPUs"),
+        Filter::GpuShare => format!("{} of a GPU", thousandths(amount)),
         Filter::Group
         | Filter::Zone
         | Filter::GpuType
@@ -632,6 +666,7 @@ impl Unplaced {
             Filter::Memory => format!("{count} {lack} memory{largest}"),
             Filter::Ephemeral => format!("{count} {lack} ephemeral storage{largest}"),
             Filter::GpuCount => format!("{count} {lack} free GPUs{largest}"),
+            Filter::GpuShare => format!("{count} {lack} a GPU with so much free{largest}"),
             Filter::DiskSlot => format!("{count} {lack} a slot for one more disk"),
             Filter::HostPort => format!("{count} {lack} a free host port"),
             Filter::Address => format!("{count} {lack} a free address"),
@@ -651,6 +686,32 @@ impl fmt::Display for Unplaced {
             write!(f, ": {}", phrases.join(", "))?;
         }
         Ok(())
+    }
+}
+
+impl Shortfall {
+    /// What would end it.
+    fn help(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |amount: &dyn Fn(&Miss) -> u64| {
+            let amounts = self.misses.iter().map(|miss| quantity(miss.filter, amount(miss)));
+            amounts.collect::<Vec<_>>().join(" and ")
+        };
+        let id = &self.machine_id;
+        match self.misses.as_slice() {
+            [miss] if miss.filter == Filter::GpuShare => {
+                let lacks = thousandths(miss.needs - miss.has);
+                write!(f, "free {lacks} more of the emptiest GPU of machine {id}")?;
+            }
+            _ => write!(
+                f,
+                "free {} more on machine {id}",
+                list(&|miss| miss.needs - miss.has)
+            )?,
+        }
+        if self.misses.iter().any(|miss| miss.has == 0) {
+            return Ok(());
+        }
+        write!(f, ", or declare at most {}", list(&|miss| miss.has))
     }
 }
 
@@ -692,20 +753,7 @@ impl fmt::Display for Help {
                     write!(f, "machine {machine_id} reports again")
                 }
             },
-            Self::FreeOn { shortfall } => {
-                let misses = shortfall.misses.iter();
-                let lacks = misses
-                    .clone()
-                    .map(|miss| quantity(miss.filter, miss.needs - miss.has));
-                let has = misses.map(|miss| quantity(miss.filter, miss.has));
-                write!(
-                    f,
-                    "free {} more on machine {}, or declare at most {}",
-                    lacks.collect::<Vec<_>>().join(" and "),
-                    shortfall.machine_id,
-                    has.collect::<Vec<_>>().join(" and ")
-                )
-            }
+            Self::FreeOn { shortfall } => shortfall.help(f),
             Self::FreeDisk => f.write_str("detach a disk from a machine with room, or add a machine"),
             Self::Redeclare => f.write_str("declare what a machine can have"),
             Self::StopWriter { by } => write!(f, "replica {by} stops and is gone from its machine"),

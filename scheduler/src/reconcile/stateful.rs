@@ -8,9 +8,9 @@
 
 use berth_api::time::Timestamp;
 
-use super::{Context, Plan, Purpose, Start, WaitReason};
+use super::{Context, Plan, Purpose, Seen, Start, WaitReason};
 use crate::entry::{Picked, StopCause};
-use crate::world::{Readiness, Replica};
+use crate::world::Readiness;
 
 pub(super) fn plan(context: &Context<'_>) -> Plan {
     let mut plan = Plan::default();
@@ -22,11 +22,10 @@ pub(super) fn plan(context: &Context<'_>) -> Plan {
     plan
 }
 
-fn at<'a>(context: &Context<'a>, ordinal: u32) -> Option<&'a Replica> {
+fn at<'a>(context: &'a Context<'_>, ordinal: u32) -> Option<&'a Seen<'a>> {
     context
         .replicas
         .iter()
-        .copied()
         .find(|replica| replica.ordinal == Some(ordinal))
 }
 
@@ -80,21 +79,21 @@ fn force_off(context: &Context<'_>, wanted: u32, plan: &mut Plan) {
 
 /// Asks to move what drains, as far as the container's budget goes, and stops at most one ordinal that is outdated.
 fn replace(context: &Context<'_>, wanted: u32, plan: &mut Plan) {
-    let is_leaving = |replica: &Replica| {
+    let is_leaving = |replica: &Seen<'_>| {
         replica.is_live()
             && !context.is_silent(replica)
             && !context.is_forced_off(replica)
             && (context.is_draining(replica) || context.is_outdated(replica))
     };
-    let mut leaving: Vec<&Replica> = (0..wanted)
+    let mut leaving: Vec<&Seen<'_>> = (0..wanted)
         .filter_map(|ordinal| at(context, ordinal))
         .filter(|replica| is_leaving(replica))
         .collect();
+    let is_sick = |replica: &Seen<'_>| replica.readiness == Readiness::Unready;
     // Those that serve nothing first: an update may be what mends them.
-    leaving.sort_by_key(|replica| context.readiness(replica) != Readiness::Unready);
+    leaving.sort_by_key(|replica| !is_sick(replica));
     // What serves nothing and is outdated need not be moved with care: its update moves it too.
-    let is_sick = |replica: &Replica| context.readiness(replica) == Readiness::Unready;
-    let (mut draining, mut outdated): (Vec<&Replica>, Vec<&Replica>) =
+    let (mut draining, mut outdated): (Vec<&Seen<'_>>, Vec<&Seen<'_>>) =
         leaving.into_iter().partition(|replica| {
             context.is_draining(replica) && !(context.is_outdated(replica) && is_sick(replica))
         });
@@ -109,7 +108,7 @@ fn replace(context: &Context<'_>, wanted: u32, plan: &mut Plan) {
     let out: Vec<u32> = (0..wanted).filter(is_out).collect();
     let budget = usize::try_from(context.container.max_unavailable()).expect("32 bits fit into a usize");
     let may_move = budget.saturating_sub(out.len()).min(draining.len());
-    let moving: Vec<&Replica> = draining.drain(..may_move).collect();
+    let moving: Vec<&Seen<'_>> = draining.drain(..may_move).collect();
     // The ordinal that the others wait for.
     let mut ahead = out
         .first()
@@ -123,9 +122,8 @@ fn replace(context: &Context<'_>, wanted: u32, plan: &mut Plan) {
         // One that serves goes only while every other one does.
         let serves = |ordinal: &u32| at(context, *ordinal).is_some_and(|other| context.serves(other));
         let is_other = |ordinal: &u32| Some(*ordinal) != next.ordinal;
-        let is_lost_anyway = context.readiness(next) == Readiness::Unready;
         ahead = (0..wanted)
-            .filter(|_| !is_lost_anyway)
+            .filter(|_| !is_sick(next))
             .find(|ordinal| is_other(ordinal) && !serves(ordinal));
         if ahead.is_none() {
             outdated.remove(0);

@@ -15,34 +15,33 @@
 
 use berth_api::container::Scale;
 
-use super::{Context, Plan, Purpose, Start, WaitReason};
+use super::{Context, Plan, Purpose, Seen, Start, WaitReason};
 use crate::entry::{Picked, StopCause};
-use crate::world::{Readiness, Replica};
+use crate::world::Readiness;
 
 pub(super) fn plan(context: &Context<'_>) -> Plan {
     let mut plan = Plan::default();
     let wanted = usize::try_from(context.container.wanted()).expect("32 bits fit into a usize");
-    let (lost, active): (Vec<&Replica>, Vec<&Replica>) = context
+    let (lost, active): (Vec<&Seen<'_>>, Vec<&Seen<'_>>) = context
         .replicas
         .iter()
         .filter(|replica| replica.is_live())
         .partition(|replica| context.freeze.is_none() && context.is_lost(replica));
-    let (mut leaving, mut staying): (Vec<&Replica>, Vec<&Replica>) =
+    let (mut leaving, mut staying): (Vec<&Seen<'_>>, Vec<&Seen<'_>>) =
         active.into_iter().partition(|replica| {
             context.is_draining(replica) || context.is_outdated(replica) || is_relieved(context, replica)
         });
 
     staying.sort_by_cached_key(|replica| {
         let is_squeezed = replica.granted.is_some();
-        (context.readiness(replica), is_squeezed, replica.sequence)
+        (replica.readiness, is_squeezed, replica.sequence)
     });
     let mut pace = Pace::of(context, staying.len() + leaving.len() + lost.len());
-    let ready = staying.iter().filter(|replica| context.is_ready(replica)).count();
+    let ready = staying.iter().filter(|replica| replica.is_ready()).count();
     let kept = pace.kept((staying.len(), ready), wanted);
     pace.ready -= ready.saturating_sub(kept);
     for excess in staying.split_off(kept) {
-        plan.picked
-            .insert(excess.replica_id.clone(), picked(context, excess));
+        plan.picked.insert(excess.replica_id.clone(), picked(excess));
         plan.stop.push((excess.replica_id.clone(), StopCause::ScaledDown));
     }
     retire(context, (wanted, pace), &staying, &mut leaving, &mut plan);
@@ -72,7 +71,7 @@ pub(super) fn plan(context: &Context<'_>) -> Plan {
         .saturating_sub(staying.len() + coming)
         .min((wanted + surge_max).saturating_sub(live + coming));
     // While a rollout is paused only drains move anything: each replacement runs what it replaces.
-    let former = |index| leaving.get(index).map(|replica: &&Replica| replica.revision);
+    let former = |index| leaving.get(index).map(|replica: &&Seen<'_>| replica.revision);
     plan.start
         .extend((0..surge).map(|index| start(context, former(index), Purpose::Surge)));
     if surge > 0 {
@@ -84,13 +83,13 @@ pub(super) fn plan(context: &Context<'_>) -> Plan {
 }
 
 /// Who has less than it desires, and which of them is to be relieved.
-fn squeezed(context: &Context<'_>, wanted: usize, staying: Vec<&Replica>, plan: &mut Plan) {
+fn squeezed(context: &Context<'_>, wanted: usize, staying: Vec<&Seen<'_>>, plan: &mut Plan) {
     let is_at_rest = context.freeze.is_none()
         && plan.stop.is_empty()
         && staying.len() == wanted
         && staying.len() == context.replicas.len()
-        && staying.iter().all(|replica| context.is_ready(replica));
-    let mut squeezed: Vec<&Replica> = staying
+        && staying.iter().all(|replica| replica.is_ready());
+    let mut squeezed: Vec<&Seen<'_>> = staying
         .into_iter()
         .filter(|replica| replica.granted.is_some())
         .collect();
@@ -106,7 +105,8 @@ fn squeezed(context: &Context<'_>, wanted: usize, staying: Vec<&Replica>, plan: 
 }
 
 /// How many of a scaled container stop at a time, at most: half of what it has, so that wrong readings cannot take a service
-/// away at once. It goes for what leaves on account of a rollout too, with one to spare, or a small one would never go on.
+/// away at once. What stops on silent machines is not counted as what it has. It goes for what leaves on account of a rollout
+/// too, with one to spare, or a small one would never go on.
 #[derive(Debug, Clone, Copy)]
 struct Pace {
     /// Of all, and of those that are ready, not counting those that stop already.
@@ -121,13 +121,17 @@ impl Pace {
         let ready = context
             .replicas
             .iter()
-            .filter(|replica| replica.is_live() && context.is_ready(replica));
+            .filter(|replica| replica.is_live() && replica.is_ready());
         Self {
             live,
             ready: ready.count(),
             half: match context.container.spec.scale {
                 Scale::Replicas(_) => 0,
-                Scale::Autoscaling(_) => context.replicas.len().div_ceil(2),
+                Scale::Autoscaling(_) => {
+                    let replicas = context.replicas.iter();
+                    let there = replicas.filter(|replica| !context.is_written_off(replica));
+                    there.count().div_ceil(2)
+                }
             },
         }
     }
@@ -143,8 +147,8 @@ impl Pace {
     }
 }
 
-fn picked(context: &Context<'_>, replica: &Replica) -> Picked {
-    if !context.is_ready(replica) {
+fn picked(replica: &Seen<'_>) -> Picked {
+    if !replica.is_ready() {
         Picked::NotReady
     } else if replica.granted.is_some() {
         Picked::Squeezed
@@ -154,7 +158,7 @@ fn picked(context: &Context<'_>, replica: &Replica) -> Picked {
 }
 
 /// Another one has come in its stead.
-fn is_relieved(context: &Context<'_>, replica: &Replica) -> bool {
+fn is_relieved(context: &Context<'_>, replica: &Seen<'_>) -> bool {
     let mut others = context.replicas.iter();
     replica.granted.is_some()
         && others.any(|other| other.is_live() && other.relieves.as_ref() == Some(&replica.replica_id))
@@ -172,11 +176,11 @@ fn start(context: &Context<'_>, former: Option<u64>, purpose: Purpose) -> Start 
 fn retire(
     context: &Context<'_>,
     (wanted, pace): (usize, Pace),
-    staying: &[&Replica],
-    leaving: &mut Vec<&Replica>,
+    staying: &[&Seen<'_>],
+    leaving: &mut Vec<&Seen<'_>>,
     plan: &mut Plan,
 ) {
-    let mut stop = |replica: &Replica| {
+    let mut stop = |replica: &Seen<'_>| {
         plan.stop
             .push((replica.replica_id.clone(), cause(context, replica)))
     };
@@ -191,11 +195,13 @@ fn retire(
     let ready = staying.iter().filter(|replica| context.serves(replica)).count();
     let spare = (ready + leaving.len()).saturating_sub(wanted).min(leaving.len());
     // Those that are not ready first, then the oldest.
-    leaving.sort_by_cached_key(|replica| (context.readiness(replica) == Readiness::Ready, replica.sequence));
+    leaving.sort_by_cached_key(|replica| (replica.readiness == Readiness::Ready, replica.sequence));
     let mut paced = (pace.ready + 1).saturating_sub(pace.half);
     for replica in leaving.drain(..spare).collect::<Vec<_>>() {
-        let is_free = !context.is_ready(replica) || context.is_draining(replica);
+        let is_free = !replica.is_ready() || context.is_draining(replica);
         if !is_free && paced == 0 {
+            plan.wait
+                .push(context.wait(Some(replica), WaitReason::Half, context.container.updated_at));
             leaving.push(replica);
             continue;
         }
@@ -204,7 +210,7 @@ fn retire(
     }
 }
 
-fn cause(context: &Context<'_>, replica: &Replica) -> StopCause {
+fn cause(context: &Context<'_>, replica: &Seen<'_>) -> StopCause {
     if context.is_outdated(replica) {
         StopCause::Updated
     } else if context.is_draining(replica) {
@@ -220,12 +226,15 @@ fn cause(context: &Context<'_>, replica: &Replica) -> StopCause {
 fn make_room(
     context: &Context<'_>,
     wanted: usize,
-    staying: &[&Replica],
-    leaving: &[&Replica],
+    staying: &[&Seen<'_>],
+    leaving: &[&Seen<'_>],
 ) -> Option<berth_api::id::ReplicaId> {
     let is_steady = staying.iter().all(|replica| context.serves(replica))
         && staying.len() + leaving.len() == wanted
-        && context.replicas.iter().all(|replica| replica.is_live());
+        && context
+            .replicas
+            .iter()
+            .all(|replica| replica.is_live() || context.is_written_off(replica));
     if wanted < 2 || !is_steady || context.container.max_unavailable() == 0 {
         return None;
     }
@@ -235,7 +244,7 @@ fn make_room(
 }
 
 /// A rollout or drain that could not finish now waits for the first replacement that is not ready.
-fn waits(context: &Context<'_>, staying: &[&Replica], leaving: &[&Replica], plan: &mut Plan) {
+fn waits(context: &Context<'_>, staying: &[&Seen<'_>], leaving: &[&Seen<'_>], plan: &mut Plan) {
     let unready = staying.iter().find(|replica| !context.serves(replica));
     if let (Some(unready), false) = (unready, leaving.is_empty()) {
         let replica_id = unready.replica_id.clone();

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::Api;
 use super::around::SentOn;
-use super::gather::{AsPart, Whole, gather};
+use super::gather::{AsPart, Whole, gather, part};
 use super::request::{ApiError, RefusalCode, read_body};
 use crate::refusal::Refused;
 use crate::shard::Place;
@@ -52,8 +52,10 @@ pub(super) async fn forward(State(api): State<Api>, mut request: Request, next: 
     }
     if request.headers().contains_key(FORWARDED) {
         request.extensions_mut().insert(AsPart);
-        let subject = subject(request.method(), request.uri());
-        return confirmed(&api, subject, next.run(request).await).await;
+        return match subject(request.method(), request.uri()) {
+            Subject::All(_) => part(&api, request, next).await,
+            subject => confirmed(&api, subject, next.run(request).await).await,
+        };
     }
     let subject = subject(request.method(), request.uri());
     let answer = match subject {

@@ -1,7 +1,7 @@
 //! Requests about all clusters, where several processes share them: each is asked for its part, and the parts are put together.
 //!
-//! The time is bounded: a process that does not answer within [`PART_TIMEOUT`] is left out, and named in the header
-//! `x-berth-missing`. Every part is asked for with the caller's own token.
+//! The time is bounded: a process that does not answer within [`PART_TIMEOUT`] is left out. The header `x-berth-missing` names it,
+//! and those that have yet to load a cluster which is theirs. Every part is asked for with the caller's own token.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -40,6 +40,34 @@ pub(super) enum Whole {
     Overview,
 }
 
+/// Answers for this process, and says so when it does not serve all that is its own, as after a takeover.
+pub(super) async fn part(api: &Api, request: Request, next: Next) -> Response {
+    // Looked at first: what is loaded meanwhile may be in the answer or not.
+    let late = api
+        .scheduler
+        .shard()
+        .filter(|_| !api.scheduler.serves_its_share());
+    let mut response = next.run(request).await;
+    if let Some(shard) = late {
+        name_missing(&mut response, &shard.config.me.rest_url);
+    }
+    response
+}
+
+fn name_missing(response: &mut Response, urls: &str) {
+    if let Ok(value) = HeaderValue::from_str(urls)
+        && !urls.is_empty()
+    {
+        response.headers_mut().insert(MISSING, value);
+    }
+}
+
+/// Whose clusters a part says it lacks.
+fn missing_of(response: &Response) -> Option<String> {
+    let value = response.headers().get(MISSING)?;
+    value.to_str().ok().map(str::to_owned)
+}
+
 /// Answers for this process and all others.
 pub(super) async fn gather(
     api: &Api,
@@ -54,20 +82,29 @@ pub(super) async fn gather(
         .unwrap_or_default();
     let (mut head, _) = request.into_parts();
     head.extensions.insert(AsPart);
-    let (status, own) = read(next.run(again(&head, Bytes::new())).await).await?;
+    let own = part(api, again(&head, Bytes::new()), next).await;
+    let mut missing: Vec<String> = missing_of(&own).into_iter().collect();
+    let (status, own) = read(own).await?;
     if status != StatusCode::OK {
         return Ok((status, axum::Json(own)).into_response());
     }
     let asked = others.iter().map(|member| async {
-        let part = async { read(send(api, member, again(&head, Bytes::new())).await?).await };
+        let part = async {
+            let answer = send(api, member, again(&head, Bytes::new())).await?;
+            let missing = missing_of(&answer);
+            Ok::<_, ApiError>((missing, read(answer).await?))
+        };
         tokio::time::timeout(PART_TIMEOUT, part).await
     });
     let answers = futures::future::join_all(asked).await;
-    let (mut parts, mut missing) = (vec![own], Vec::new());
+    let mut parts = vec![own];
     for (member, answer) in others.iter().zip(answers) {
         match answer {
-            Ok(Ok((StatusCode::OK, part))) => parts.push(part),
-            Ok(Ok(_) | Err(_)) | Err(_) => missing.push(member.rest_url.as_str()),
+            Ok(Ok((late, (StatusCode::OK, part)))) => {
+                parts.push(part);
+                missing.extend(late);
+            }
+            Ok(Ok(_) | Err(_)) | Err(_) => missing.push(member.rest_url.clone()),
         }
     }
     let put_together = match whole {
@@ -79,11 +116,7 @@ pub(super) async fn gather(
         || Refused::unavailable("another scheduler's part cannot be read: is it of another version?");
     let put_together = put_together.ok_or_else(unreadable)?;
     let mut response = axum::Json(put_together).into_response();
-    if let Ok(value) = HeaderValue::from_str(&missing.join(","))
-        && !missing.is_empty()
-    {
-        response.headers_mut().insert(MISSING, value);
-    }
+    name_missing(&mut response, &missing.join(","));
     Ok(response)
 }
 

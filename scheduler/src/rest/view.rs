@@ -1,6 +1,7 @@
 //! Replies made of the world and of what nodes said. Pure.
 
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
+use berth_api::machine::{GPU_MILLI, GpuDevice};
 use berth_api::replica::WireReplicaStatus;
 use berth_api::replica::{ReplicaStatus, Wait};
 use berth_api::rest::cluster::{
@@ -130,6 +131,7 @@ fn machine(world: &World, machine: &Machine, observed: &Observed) -> MachineSumm
         last_heartbeat: said
             .and_then(|said| said.heartbeat_at)
             .unwrap_or(machine.health_since),
+        gpu_devices: held_devices(world, machine),
         ephemeral_storage: Some(BytesSummary {
             total: capacity.ephemeral_storage.total,
             system_reserve: Bytes::ZERO,
@@ -140,6 +142,21 @@ fn machine(world: &World, machine: &Machine, observed: &Observed) -> MachineSumm
         labels: world.labels(machine).into_iter().cloned().collect(),
         health: said.map(|said| said.health.clone()).unwrap_or_default(),
     }
+}
+
+/// What is held of a machine's GPUs.
+fn held_devices(world: &World, machine: &Machine) -> Vec<GpuDevice> {
+    let Some(left) = world.left_of_devices(machine) else {
+        return vec![];
+    };
+    let devices = (0u8..)
+        .zip(left.devices)
+        .take_while(|(index, _)| u32::from(*index) < machine.usable().gpus);
+    let held = devices.map(|(index, free)| GpuDevice {
+        index,
+        milli: GPU_MILLI - free,
+    });
+    held.filter(|device| device.milli > 0).collect()
 }
 
 /// On the wire a message is only for what fails, and for what runs with less than it desires.
@@ -343,6 +360,7 @@ fn placed(world: &World, observed: &Observed, replica: &Replica) -> ReplicaView 
         outdated: world.is_outdated(replica),
         cpu: held.cpu,
         memory: held.memory,
+        gpu_devices: replica.devices.clone(),
         usage: said.and_then(|said| said.usage),
     }
 }
@@ -394,6 +412,7 @@ fn unplaced<'a>(world: &'a World, container: &'a Container) -> impl Iterator<Ite
             outdated: false,
             cpu: container.spec.resources.cpu.desired,
             memory: container.spec.resources.memory.desired,
+            gpu_devices: vec![],
             usage: None,
         })
     })

@@ -1,13 +1,17 @@
 //! Rollouts over time: identity, completion, failures and the way back.
 
+use std::collections::BTreeSet;
+
 use berth_api::container::{ContainerSpec, DisruptionBudget, RollbackPolicy};
 use berth_api::explain::Subject;
 use berth_api::id::{ContainerName, MachineId};
+use berth_api::placement::PlacementRules;
 use berth_api::rest::container::{ContainerStatus, ContainerStatusReason};
 
 use super::*;
+use crate::entry::MachineHealthState;
 use crate::explain::explain;
-use crate::fixture::{Town, stateful, stateless};
+use crate::fixture::{Town, machine, stateful, stateless};
 use crate::status::container_state;
 
 fn name(text: &str) -> ContainerName {
@@ -64,6 +68,24 @@ fn resume(town: &mut Town, container: &str) {
         container: name(container),
         at,
     });
+}
+
+/// Drains a machine until the town rests.
+fn drain(town: &mut Town, machine: &str) -> MachineId {
+    let machine_id = MachineId::new(machine).unwrap();
+    let at = town.now.wall;
+    town.act(Entry::MachineDraining {
+        machine_id: machine_id.clone(),
+        at,
+    });
+    town.settle();
+    machine_id
+}
+
+fn cancel_drain(town: &mut Town, machine_id: MachineId) {
+    let at = town.now.wall;
+    town.act(Entry::MachineDrainCancelled { machine_id, at });
+    town.settle();
 }
 
 fn messages(town: &Town, word: &str) -> usize {
@@ -334,17 +356,9 @@ fn a_paused_rollout_moves_nothing_and_what_is_lost_comes_back_as_it_was() {
         assert_eq!(images(&town, "web"), before, "{machine} was lost");
         town.revive(machine);
         town.settle();
-        let machine_id = MachineId::new(machine).unwrap();
-        let at = town.now.wall;
-        town.act(Entry::MachineDraining {
-            machine_id: machine_id.clone(),
-            at,
-        });
-        town.settle();
+        let machine_id = drain(&mut town, machine);
         assert_eq!(images(&town, "web"), before, "{machine} was drained");
-        let at = town.now.wall;
-        town.act(Entry::MachineDrainCancelled { machine_id, at });
-        town.settle();
+        cancel_drain(&mut town, machine_id);
     }
     // More replicas run what is known to be good.
     town.put(image(stateless("web", 6), "app:2"));
@@ -384,17 +398,10 @@ fn a_paused_ordinal_keeps_its_version() {
     let before: Vec<String> = (0..3).map(|ordinal| of(&town, ordinal)).collect();
     assert!(before.contains(&"app:1".to_owned()) && before.contains(&"app:2".to_owned()));
     for machine in ["m1", "m2"] {
-        let machine_id = MachineId::new(machine).unwrap();
-        let at = town.now.wall;
-        town.act(Entry::MachineDraining {
-            machine_id: machine_id.clone(),
-            at,
-        });
-        town.settle();
+        let machine_id = drain(&mut town, machine);
         let after: Vec<String> = (0..3).map(|ordinal| of(&town, ordinal)).collect();
         assert_eq!(after, before, "data is never given to an older version");
-        let at = town.now.wall;
-        town.act(Entry::MachineDrainCancelled { machine_id, at });
+        cancel_drain(&mut town, machine_id);
     }
     resume(&mut town, "db");
     town.settle();
@@ -504,7 +511,7 @@ fn a_deleted_and_declared_again_container_begins_anew() {
 fn a_paused_version_keeps_its_labels() {
     let mut town = Town::new();
     for (id, label) in [("m0", Some("disk=ssd")), ("m1", None)] {
-        let mut spec = crate::fixture::machine(id, "general");
+        let mut spec = machine(id, "general");
         spec.labels.extend(label.map(|label| label.parse().unwrap()));
         town.join_as(spec);
     }
@@ -569,18 +576,10 @@ fn a_paused_rollout_holds_up_no_drain_and_no_smaller_count() {
     town.settle();
     assert_eq!(images(&town, "web"), ["app:1"; 3]);
     for machine in ["m1", "m2", "m3", "m4"] {
-        let machine_id = MachineId::new(machine).unwrap();
-        let at = town.now.wall;
-        town.act(Entry::MachineDraining {
-            machine_id: machine_id.clone(),
-            at,
-        });
-        town.settle();
+        let machine_id = drain(&mut town, machine);
         let left = town.world.replicas_on(&machine_id).count();
         assert_eq!(left, 0, "{machine} is drained: {:?}", town.report);
-        let at = town.now.wall;
-        town.act(Entry::MachineDrainCancelled { machine_id, at });
-        town.settle();
+        cancel_drain(&mut town, machine_id);
     }
     assert_eq!(images(&town, "web"), ["app:1"; 3]);
 
@@ -594,4 +593,39 @@ fn a_paused_rollout_holds_up_no_drain_and_no_smaller_count() {
     town.put(image(stateless("web", 2), "app:2"));
     town.settle();
     assert_eq!(town.places("web").len(), 2);
+}
+
+/// A replica of the former declaration that is lost while the rollout is paused comes back as it was: where no machine of the
+/// group can ever run that, none is ordered, though the present declaration would fit everywhere.
+#[test]
+fn a_paused_rollout_orders_no_machine_that_would_not_help() {
+    let mut town = Town::of(2);
+    let mut special = machine("m9", "general");
+    special.labels = BTreeSet::from(["ssd".parse().unwrap()]);
+    let entry = town.world.registration(special, town.now.wall).unwrap();
+    town.act(entry);
+    town.act(Entry::MachineHealthChanged {
+        machine_id: MachineId::new("m9").unwrap(),
+        state: MachineHealthState::Running,
+        at: town.now.wall,
+    });
+    let mut former = image(stateless("web", 1), "app:1");
+    former.placement = Some(PlacementRules {
+        requires: BTreeSet::from(["ssd".parse().unwrap()]),
+        ..PlacementRules::default()
+    });
+    town.put(former);
+    town.settle();
+    assert_eq!(town.places("web")[0].1, "m9");
+    town.put(image(stateless("web", 1), "app:2"));
+    pause(&mut town, "web");
+    town.kill("m9");
+    town.tick(600_000);
+    town.settle();
+    let outlook = &town.report.capacity[0];
+    assert_eq!((outlook.unplaced, outlook.needed), (1, 0), "{outlook:?}");
+    assert_eq!(outlook.too_large.len(), 1, "{outlook:?}");
+    resume(&mut town, "web");
+    town.settle();
+    assert_eq!(town.ready("web"), 1, "{:?}", town.report.waits);
 }

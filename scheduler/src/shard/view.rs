@@ -19,6 +19,8 @@ pub(crate) struct View {
     owners: BTreeMap<ClusterId, String>,
     /// Every cluster that is there or was a moment ago.
     clusters: BTreeSet<ClusterId>,
+    /// What was claimed since the last survey was begun, by nonce: the survey may be older.
+    claimed: BTreeMap<ClusterId, String>,
 }
 
 /// What a member should do.
@@ -48,7 +50,28 @@ impl View {
                 .collect(),
             owners,
             clusters,
+            claimed: BTreeMap::new(),
         }
+    }
+
+    /// A survey is about to be made.
+    pub(crate) fn survey_begins(&mut self) {
+        self.claimed.clear();
+    }
+
+    /// Takes what a survey has found. What was claimed while it was made stays claimed: whatever became of that since, the
+    /// changes after the survey tell in their order.
+    pub(crate) fn survey_ends(&mut self, found: Self) {
+        let claimed = std::mem::replace(self, found).claimed;
+        for (cluster, nonce) in claimed {
+            self.apply(OwnerChange::Owned(cluster, nonce));
+        }
+    }
+
+    /// A member has claimed a cluster. The changes say so too, later: until then nothing else may follow from the view.
+    pub(crate) fn claimed(&mut self, cluster: &ClusterId, nonce: &str) {
+        self.claimed.insert(cluster.clone(), nonce.to_owned());
+        self.apply(OwnerChange::Owned(cluster.clone(), nonce.to_owned()));
     }
 
     pub(crate) fn apply(&mut self, change: OwnerChange) {
@@ -193,6 +216,25 @@ mod tests {
         assert_eq!(view.duties("n2", &BTreeSet::new()), Duties::default());
         view.apply(OwnerChange::Free(handed[0].clone()));
         assert_eq!(view.duties("n2", &BTreeSet::new()).claim, [handed[0].clone()]);
+    }
+
+    #[test]
+    fn a_cluster_that_is_created_during_a_survey_stays_where_it_is() {
+        let mut view = View::new(vec![member(1)], Vec::new(), Vec::new());
+        view.survey_begins();
+        let found = view.clone();
+        let created = clusters(1);
+        view.claimed(&created[0], "n1");
+        view.survey_ends(found.clone());
+        let running: BTreeSet<_> = created.iter().cloned().collect();
+        assert_eq!(view.duties("n1", &running), Duties::default());
+        // It is the changes' word that counts from then on, and that of the next survey.
+        view.apply(OwnerChange::Free(created[0].clone()));
+        assert_eq!(view.duties("n1", &running).hand_over, created);
+        view.claimed(&created[0], "n1");
+        view.survey_begins();
+        view.survey_ends(found);
+        assert_eq!(view.duties("n1", &running).hand_over, created);
     }
 
     #[test]

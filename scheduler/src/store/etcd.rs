@@ -71,6 +71,8 @@ pub struct Etcd {
     owns_by_lease: AtomicBool,
     /// The clusters this process owns, with the revisions at which their owner keys were created.
     fences: Mutex<BTreeMap<ClusterId, i64>>,
+    /// At which revision this process last claimed a cluster or gave it back: what a watch tells of before is out of date.
+    moved: Mutex<BTreeMap<ClusterId, i64>>,
 }
 
 /// One guarded write: what is put or deleted when the head is still `before`.
@@ -101,6 +103,7 @@ impl Etcd {
             heads: Mutex::default(),
             owns_by_lease: AtomicBool::new(false),
             fences: Mutex::default(),
+            moved: Mutex::default(),
         };
         store.check_schema().await?;
         Ok(store)
@@ -178,10 +181,27 @@ impl Etcd {
         self.fences.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn moved(&self) -> MutexGuard<'_, BTreeMap<ClusterId, i64>> {
+        // As above.
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn remember(&self, cluster: &ClusterId, head: Option<&[u8]>) {
         match head {
             Some(head) => drop(self.heads().insert(cluster.clone(), head.to_vec())),
             None => drop(self.heads().remove(cluster)),
+        }
+    }
+
+    /// Remembers a head that was read, unless a write of this process has moved it from `known` since the reading began.
+    fn learn(&self, cluster: &ClusterId, known: Option<Vec<u8>>, read: Option<&[u8]>) {
+        let mut heads = self.heads();
+        if heads.get(cluster) != known.as_ref() {
+            return;
+        }
+        match read {
+            Some(head) => drop(heads.insert(cluster.clone(), head.to_vec())),
+            None => drop(heads.remove(cluster)),
         }
     }
 
@@ -561,6 +581,7 @@ impl Etcd {
 
     /// Reads and verifies one cluster as of one revision of etcd.
     async fn load_once(&self, cluster: &ClusterId) -> Result<History, StoreError> {
+        let known = self.heads().get(cluster).cloned();
         let answer = self
             .get(
                 "read the end of a log",
@@ -570,7 +591,7 @@ impl Etcd {
             .await?;
         let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
         let Some(bytes) = answer.kvs().first().map(|kv| kv.value().to_vec()) else {
-            self.remember(cluster, None);
+            self.learn(cluster, known, None);
             return Ok(History::empty());
         };
         let head = self.decode_head(cluster, Some(&bytes))?;
@@ -591,7 +612,7 @@ impl Etcd {
             rows.extend(decoded.into_iter().filter(|row| row.seq > trimmed_to));
         }
         let history = verify(cluster, head, snapshots, rows)?;
-        self.remember(cluster, Some(&bytes));
+        self.learn(cluster, known, Some(&bytes));
         Ok(history)
     }
 

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use berth_api::cluster::CapacityGroup;
 use berth_api::container::{ContainerSpec, Granted, Scale};
 use berth_api::id::{ContainerName, GroupId, MachineId, ReplicaId};
-use berth_api::machine::{AssignedNetwork, MachineSpec};
+use berth_api::machine::{AssignedNetwork, GPU_MILLI, MachineSpec};
 use berth_api::rest::cluster::CapacityReason;
 use berth_api::rest::rollout::RolloutCause;
 use berth_api::time::Timestamp;
@@ -15,7 +15,7 @@ use imbl::OrdSet;
 use super::replicas::Replicas;
 use super::{
     Allocated, Container, Events, HeldStops, KeptWrites, Machine, Map, Replica, Rollout, Stopping, Wish,
-    World,
+    World, devices,
 };
 use crate::entry::{
     CapacityWish, ContainerScaled, Entry, MachineHealthState, Picked, Placed, Removal, StopCause, TokenKind,
@@ -68,6 +68,10 @@ pub enum ApplyError {
     AddressTaken { replica_id: ReplicaId, ip: IpAddr },
     #[error("replica {replica_id} has host port {host_port}, which is not free on its machine")]
     HostPortTaken { replica_id: ReplicaId, host_port: u16 },
+    #[error("replica {0} is given other GPUs than its declaration asks for")]
+    WrongDevices(ReplicaId),
+    #[error("replica {replica_id} has more of GPU {device} than is free of it on its machine")]
+    DeviceTaken { replica_id: ReplicaId, device: u8 },
     #[error("replica {0} has an ordinal and is stateless, or the reverse")]
     WrongOrdinal(ReplicaId),
     #[error("replica {0} is granted less than its minimum or than it has, or more than it desires")]
@@ -472,9 +476,13 @@ impl World {
         if placed.granted.is_some_and(|granted| !is_squeeze(spec, granted)) {
             return Err(ApplyError::WrongGrant(id.clone()));
         }
+        if !placed.devices.is_empty() && !devices::are_asked_for(spec, &placed.devices) {
+            return Err(ApplyError::WrongDevices(id.clone()));
+        }
         let held = Allocated::granted(spec, placed.granted.unwrap_or_else(|| spec.resources.desired()));
         let host = host_number(self.machine_mut(&placed.machine_id)?, placed.ip)
             .ok_or_else(|| taken_address(placed))?;
+        self.refuse_taken_devices(placed)?;
         for other in self.replicas_on(&placed.machine_id) {
             if other.ip == placed.ip {
                 return Err(taken_address(placed));
@@ -494,6 +502,7 @@ impl World {
             machine_id: placed.machine_id.clone(),
             ip: placed.ip,
             host_port: placed.host_port,
+            devices: placed.devices.clone(),
             placed_at: placed.at,
             sequence: self.placed_count,
             chosen: placed.chosen,
@@ -513,6 +522,23 @@ impl World {
         machine.allocated.take(held);
         machine.next_host = if host == HOST_MAX { HOST_MIN } else { host + 1 };
         self.advance(&placed.machine_id);
+        Ok(())
+    }
+
+    /// More of a device than there is cannot be given away.
+    fn refuse_taken_devices(&self, placed: &Placed) -> Result<(), ApplyError> {
+        for device in &placed.devices {
+            let others = self.replicas_on(&placed.machine_id);
+            let held = others.flat_map(|other| &other.devices);
+            let held = held.filter(|held| held.index == device.index);
+            let sum: u32 = held.map(|held| u32::from(held.milli)).sum();
+            if sum + u32::from(device.milli) > u32::from(GPU_MILLI) {
+                return Err(ApplyError::DeviceTaken {
+                    replica_id: placed.replica_id.clone(),
+                    device: device.index,
+                });
+            }
+        }
         Ok(())
     }
 
@@ -614,6 +640,7 @@ impl Allocated {
             .checked_add(held.ephemeral)
             .expect("a machine's disk fits into 64 bits");
         self.gpus += held.gpus;
+        self.gpu_share_milli += held.gpu_share_milli;
     }
 
     fn give_back(&mut self, held: Self) {
@@ -621,13 +648,15 @@ impl Allocated {
             self.cpu >= held.cpu
                 && self.memory >= held.memory
                 && self.ephemeral >= held.ephemeral
-                && self.gpus >= held.gpus,
+                && self.gpus >= held.gpus
+                && self.gpu_share_milli >= held.gpu_share_milli,
             "a replica gives back {held:?} of {self:?}"
         );
         self.cpu = self.cpu.saturating_sub(held.cpu);
         self.memory = self.memory.saturating_sub(held.memory);
         self.ephemeral = self.ephemeral.saturating_sub(held.ephemeral);
         self.gpus -= held.gpus;
+        self.gpu_share_milli -= held.gpu_share_milli;
     }
 }
 

@@ -1,22 +1,24 @@
-//! The replicas of a cluster, by id and by container.
+//! The replicas of a cluster, by id, by container and by machine.
 //!
-//! Both orders share the replicas. The second one is derived from the first: only the first is serialised, so a snapshot
-//! reads and writes as if it were a plain map.
+//! All orders share the replicas. The others are derived from the first: only that is serialised, so a snapshot reads and
+//! writes as if it were a plain map.
 
 use std::sync::Arc;
 
 use berth_api::container::Granted;
-use berth_api::id::{ContainerName, ReplicaId};
+use berth_api::id::{ContainerName, MachineId, ReplicaId};
 use imbl::OrdMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Map, Replica, Stopping};
 
-/// Invariant: `of_container` holds the replicas of `by_id`, each at its container, and no container without any.
+/// Invariant: `of_container` and `on_machine` hold the replicas of `by_id`, each at its container and its machine, and no
+/// container or machine without any.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Replicas {
     by_id: Map<ReplicaId, Replica>,
     of_container: OrdMap<ContainerName, Map<ReplicaId, Replica>>,
+    on_machine: OrdMap<MachineId, Map<ReplicaId, Replica>>,
 }
 
 impl Replicas {
@@ -27,6 +29,12 @@ impl Replicas {
     /// Replicas of a container, ordered by id.
     pub(super) fn of(&self, container: &ContainerName) -> impl Iterator<Item = &Replica> + use<'_> {
         let replicas = self.of_container.get(container).into_iter();
+        replicas.flat_map(Map::values)
+    }
+
+    /// Replicas of a machine, ordered by id.
+    pub(super) fn on(&self, machine: &MachineId) -> impl Iterator<Item = &Replica> + use<'_> {
+        let replicas = self.on_machine.get(machine).into_iter();
         replicas.flat_map(Map::values)
     }
 
@@ -43,17 +51,15 @@ impl Replicas {
         let id = replica.replica_id.clone();
         let others = self.of_container.entry(replica.container.clone()).or_default();
         others.insert_shared(id.clone(), Arc::clone(&replica));
+        let others = self.on_machine.entry(replica.machine_id.clone()).or_default();
+        others.insert_shared(id.clone(), Arc::clone(&replica));
         self.by_id.insert_shared(id, replica)
     }
 
     pub(super) fn remove(&mut self, id: &ReplicaId) -> Option<Replica> {
-        let container = &self.by_id.get(id)?.container;
-        if let Some(others) = self.of_container.get_mut(container) {
-            others.remove(id);
-            if others.is_empty() {
-                self.of_container.remove(container);
-            }
-        }
+        let replica = self.by_id.get(id)?;
+        take(&mut self.of_container, &replica.container, id);
+        take(&mut self.on_machine, &replica.machine_id, id);
         self.by_id.remove(id)
     }
 
@@ -73,6 +79,17 @@ impl Replicas {
             change(&mut replica);
             self.put(Arc::new(replica));
         }
+    }
+}
+
+/// Takes a replica from where it is listed, and the list with the last one.
+fn take<K: Ord + Clone>(lists: &mut OrdMap<K, Map<ReplicaId, Replica>>, at: &K, id: &ReplicaId) {
+    let Some(list) = lists.get_mut(at) else {
+        return;
+    };
+    list.remove(id);
+    if list.is_empty() {
+        lists.remove(at);
     }
 }
 

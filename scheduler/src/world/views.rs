@@ -121,6 +121,7 @@ pub(super) fn content(spec: &ContainerSpec, replica: &Replica) -> Assignment {
         granted: replica.granted,
         ephemeral_storage: spec.resources.ephemeral_storage,
         gpu: spec.resources.gpu.clone(),
+        gpu_devices: replica.devices.clone(),
         ip: replica.ip,
         ports: spec.ports.clone(),
         host_port: replica.host_port,

@@ -5,16 +5,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use berth_api::assignment::{Assignment, AssignmentSet, Digest, Position};
-use berth_api::container::{ContainerSpec, Granted};
+use berth_api::container::{ContainerSpec, GpuRequest, Granted};
 use berth_api::id::{ContainerName, Label, MachineId, ReplicaId};
-use berth_api::machine::MachineSpec;
+use berth_api::machine::{GpuDevice, MachineSpec};
 use berth_scheduler::entry::{Entry, Placed, Removal};
 
 use super::Rule;
 use super::history::History;
 
-/// CPU in micros, memory, ephemeral storage, GPUs.
+/// CPU in micros, memory, ephemeral storage, thousandths of GPUs.
 pub(super) type Amounts = [u64; 4];
+
+/// Thousandths of one GPU.
+pub(super) const WHOLE_GPU: u64 = 1000;
+
+/// Thousandths that are held of each GPU of a machine, by its number.
+type Devices = BTreeMap<u64, u64>;
 
 /// A process of a model machine.
 #[derive(Debug, Clone)]
@@ -30,6 +36,8 @@ pub(super) struct Process {
     pub(super) image: String,
     pub(super) volume: Option<String>,
     pub(super) held: Amounts,
+    /// Its GPUs, or its share of one.
+    pub(super) devices: Vec<GpuDevice>,
     pub(super) revision: String,
     /// A daemon has been told that it runs.
     pub(super) is_known: bool,
@@ -58,6 +66,7 @@ struct Held {
     host_port: Option<u16>,
     volume: Option<String>,
     amounts: Amounts,
+    devices: Vec<GpuDevice>,
     key: (ContainerName, u64),
     /// It has the machine to itself.
     is_alone: bool,
@@ -111,7 +120,7 @@ pub(super) fn held_by(assignment: &Assignment) -> Amounts {
             .map_or(assignment.memory.desired, |granted| granted.memory)
             .get(),
         assignment.ephemeral_storage.map_or(0, |bytes| bytes.get()),
-        assignment.gpu.as_ref().map_or(0, |gpu| gpu.count.into()),
+        gpu_milli(assignment.gpu.as_ref()),
     ]
 }
 
@@ -138,8 +147,55 @@ fn wanted_by(spec: &ContainerSpec) -> Amounts {
         resources.cpu.desired.micros(),
         resources.memory.desired.get(),
         resources.ephemeral_storage.map_or(0, |bytes| bytes.get()),
-        resources.gpu.as_ref().map_or(0, |gpu| gpu.count.into()),
+        gpu_milli(resources.gpu.as_ref()),
     ]
+}
+
+/// Of how many GPUs a replica has something, and how many thousandths of each.
+fn gpu_pieces(gpu: Option<&GpuRequest>) -> (u64, u64) {
+    gpu.map_or((0, 0), |gpu| match gpu.share {
+        Some(share) => (1, share.milli().into()),
+        None => (gpu.count.into(), WHOLE_GPU),
+    })
+}
+
+fn gpu_milli(gpu: Option<&GpuRequest>) -> u64 {
+    let (count, milli) = gpu_pieces(gpu);
+    count * milli
+}
+
+/// Whether devices are what is asked for: so many different ones, by rising number, and so much of each.
+fn are_asked_for(gpu: Option<&GpuRequest>, devices: &[GpuDevice]) -> bool {
+    let (count, milli) = gpu_pieces(gpu);
+    u64::try_from(devices.len()) == Ok(count)
+        && devices.iter().all(|device| u64::from(device.milli) == milli)
+        && devices.is_sorted_by(|one, other| one.index < other.index)
+}
+
+fn by_device<'a>(devices: impl Iterator<Item = &'a GpuDevice>) -> Devices {
+    let mut held = Devices::new();
+    for device in devices {
+        *held.entry(device.index.into()).or_default() += u64::from(device.milli);
+    }
+    held
+}
+
+fn gpu_count(usable: &Amounts) -> u64 {
+    usable[3] / WHOLE_GPU
+}
+
+/// A GPU of which more is held than a machine has, with how much that is: one that is not there has nothing.
+fn overdrawn(usable: &Amounts, held: &Devices) -> Option<(u64, u64)> {
+    let mut held = held.iter().map(|(number, milli)| (*number, *milli));
+    held.find(|(number, milli)| *number >= gpu_count(usable) || *milli > WHOLE_GPU)
+}
+
+/// Whether enough GPUs have enough left: a share is of one GPU, and a whole one is one of which nobody holds anything.
+fn has_devices(usable: &Amounts, held: &Devices, gpu: Option<&GpuRequest>) -> bool {
+    let (count, milli) = gpu_pieces(gpu);
+    let used = |number: &u64| held.get(number).copied().unwrap_or_default();
+    let with_room = (0..gpu_count(usable)).filter(|number| used(number) + milli <= WHOLE_GPU);
+    usize::try_from(count).is_ok_and(|count| with_room.count() >= count)
 }
 
 fn sum<'a>(amounts: impl Iterator<Item = &'a Amounts>) -> Amounts {
@@ -227,12 +283,18 @@ impl Checkers {
                 Ok(amounts) => amounts,
                 Err(text) => return self.broke(Rule::Decision, format!("{id} is granted {text}")),
             },
+            devices: placed.devices.clone(),
             key,
             is_alone: spec.placement.as_ref().is_some_and(|rules| rules.exclusive),
             is_stopping: false,
         };
         if !self.may_run(&placed.machine_id, spec) {
             let text = format!("{id} is placed on {}, whose labels forbid it", placed.machine_id);
+            return self.broke(Rule::Decision, text);
+        }
+        let gpu = spec.resources.gpu.as_ref();
+        if !are_asked_for(gpu, &placed.devices) {
+            let text = format!("{id} asks for {gpu:?} and is given {:?}", placed.devices);
             return self.broke(Rule::Decision, text);
         }
         for (other, there) in &self.placed {
@@ -297,10 +359,15 @@ impl Checkers {
                 format!("{id} is placed on {machine_id}, which nobody has"),
             );
         };
-        let there = self.placed.values().filter(|held| held.machine_id == *machine_id);
-        let needs = sum(there.map(|held| &held.amounts));
+        let there = || self.placed.values().filter(|held| held.machine_id == *machine_id);
+        let needs = sum(there().map(|held| &held.amounts));
+        let devices = by_device(there().flat_map(|held| &held.devices));
         if !covers(has, &needs) {
             let text = format!("{machine_id} has {has:?} and is given {needs:?} with {id}");
+            self.broke(Rule::Capacity, text);
+        } else if let Some((number, milli)) = overdrawn(has, &devices) {
+            let text =
+                format!("{machine_id} has {has:?} and gives {milli} thousandths of GPU {number} with {id}");
             self.broke(Rule::Capacity, text);
         }
     }
@@ -388,7 +455,13 @@ impl Checkers {
             let id = &assignment.replica_id;
             // What was taken for gone in the meantime is told by a set of before, and stops with the next.
             let held = self.placed.get(id);
-            let is_placed = held.is_some_and(|held| self.index(&held.machine_id) == Some(machine));
+            let held = held.filter(|held| self.index(&held.machine_id) == Some(machine));
+            let is_placed = held.is_some();
+            if let Some(held) = held.filter(|held| held.devices != assignment.gpu_devices) {
+                let (placed, told) = (&held.devices, &assignment.gpu_devices);
+                let text = format!("m{machine} is told that {id} has {told:?}, and it was given {placed:?}");
+                self.broke(Rule::Capacity, text);
+            }
             if is_placed {
                 let first = *self.told.entry((machine, id.clone())).or_insert(digest);
                 if first != digest {
@@ -458,16 +531,16 @@ impl Checkers {
         }
     }
 
-    /// What a machine's processes may use is no more than it has.
+    /// What a machine's processes may use is no more than it has, of each of its GPUs too.
     fn carries(&mut self, machine: usize) {
-        let there = self.processes.values().filter(|other| other.machine == machine);
-        let needs = sum(there.map(|process| &process.held));
+        let there = || self.processes.values().filter(|other| other.machine == machine);
+        let needs = sum(there().map(|process| &process.held));
+        let devices = by_device(there().flat_map(|process| &process.devices));
         let has = self.hardware.values().find(|hardware| hardware.index == machine);
-        if !has.is_some_and(|has| covers(&has.usable, &needs)) {
-            self.broke(
-                Rule::Capacity,
-                format!("m{machine} runs {needs:?} and has {has:?}"),
-            );
+        let fits = |has: &Hardware| covers(&has.usable, &needs) && overdrawn(&has.usable, &devices).is_none();
+        if !has.is_some_and(fits) {
+            let text = format!("m{machine} runs {needs:?}, of its GPUs {devices:?}, and has {has:?}");
+            self.broke(Rule::Capacity, text);
         }
     }
 
@@ -546,8 +619,10 @@ impl Checkers {
         let is_alone = spec.placement.as_ref().is_some_and(|rules| rules.exclusive);
         let is_taken = there().any(|held| held.is_alone) || (is_alone && there().next().is_some());
         let used = sum(there().map(|held| &held.amounts));
+        let devices = by_device(there().flat_map(|held| &held.devices));
         !is_taken
             && self.may_run(id, spec)
             && covers(&hardware.usable, &sum([&used, &wanted_by(spec)].into_iter()))
+            && has_devices(&hardware.usable, &devices, spec.resources.gpu.as_ref())
     }
 }

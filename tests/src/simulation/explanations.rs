@@ -74,13 +74,20 @@ pub(super) fn brief(entry: &Entry) -> String {
             spec.image,
             if spec.stateful { "stateful" } else { "" }
         ),
-        Entry::ReplicaPlaced(placed) => format!(
-            "placed {} on {} {}{}",
-            placed.replica_id,
-            placed.machine_id,
-            placed.ip,
-            if placed.granted.is_some() { " squeezed" } else { "" }
-        ),
+        Entry::ReplicaPlaced(placed) => {
+            let devices = placed.devices.iter();
+            let devices: Vec<String> = devices
+                .map(|device| format!(" gpu {}: {}", device.index, device.milli))
+                .collect();
+            format!(
+                "placed {} on {} {}{}{}",
+                placed.replica_id,
+                placed.machine_id,
+                placed.ip,
+                devices.concat(),
+                if placed.granted.is_some() { " squeezed" } else { "" }
+            )
+        }
         Entry::ReplicaStopping {
             replica_id, cause, ..
         } => format!("stopping {replica_id}: {cause}"),

@@ -6,12 +6,13 @@ use std::net::IpAddr;
 
 use berth_api::assignment::Assignment;
 use berth_api::id::ReplicaId;
+use berth_api::machine::GpuDevice;
 use berth_api::time::Timestamp;
 use berth_node::host::{Exit, HostError, ImagePresence, Observed, ObservedContainer, ObservedTask, Signal};
 use berth_node::replica::{Failure, Outcome, Part, Step};
 
 use super::checkers::{Process, held_by};
-use super::{Event, Fails, Rule, Simulation};
+use super::{Event, Fails, Mutation, Rule, Simulation};
 
 /// One container of the runtime.
 #[derive(Debug, Clone)]
@@ -270,6 +271,10 @@ impl Simulation {
                 .as_ref()
                 .map(|mount| mount.volume.identity().to_owned()),
             held: held_by(assignment),
+            devices: match self.options.mutation {
+                Some(Mutation::FirstDevice) => first_device(assignment),
+                _ => assignment.gpu_devices.clone(),
+            },
             revision: container.revision.clone(),
             is_known: false,
             is_termed: false,
@@ -353,4 +358,10 @@ impl Simulation {
             },
         );
     }
+}
+
+/// The mutation: what is held of any GPU is held of the first.
+fn first_device(assignment: &Assignment) -> Vec<GpuDevice> {
+    let devices = assignment.gpu_devices.iter();
+    devices.map(|device| GpuDevice { index: 0, ..*device }).collect()
 }

@@ -14,7 +14,7 @@ use berth_node::plan::{Changed, Identity, NodeCore, ObservationToken, Output, Re
 use berth_node::replica::{Outcome, Step};
 
 use super::chance::Chance;
-use super::checkers::Amounts;
+use super::checkers::{Amounts, WHOLE_GPU};
 use super::host::Host;
 use super::link::HEARTBEAT_MS;
 use super::{Commit, Event, Flight, Simulation, Up};
@@ -112,7 +112,10 @@ impl Machine {
             capacity.cpu.total.micros() - capacity.cpu.system_reserve.micros(),
             capacity.memory.total.get() - capacity.memory.system_reserve.get(),
             capacity.ephemeral_storage.total.get(),
-            capacity.gpu.as_ref().map_or(0, |gpu| gpu.total.into()),
+            capacity
+                .gpu
+                .as_ref()
+                .map_or(0, |gpu| u64::from(gpu.total) * WHOLE_GPU),
         ]
     }
 

@@ -13,7 +13,7 @@ use berth_scheduler::world::{Container, RolloutTurn, World};
 
 use super::chance::Chance;
 use super::scheduler::{Draft, Replies, Request};
-use super::weather::{IMAGES, NAMES, declare, placement, scaled};
+use super::weather::{IMAGES, NAMES, declare, placement, scaled, want_gpus};
 use super::{Event, Simulation};
 
 const ANSWER_TIMEOUT_MS: u64 = 4_000;
@@ -235,6 +235,9 @@ fn on_container(world: &World, chance: &mut Chance, at: Timestamp, now_ms: u64) 
                 min: desired,
                 desired,
             };
+            if let Some(gpu) = &mut spec.resources.gpu {
+                want_gpus(chance, gpu);
+            }
         }
         6 => {
             spec.disruption_budget = Some(DisruptionBudget {

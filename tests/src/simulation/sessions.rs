@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use berth_api::assignment::Position;
+use berth_api::assignment::{AssignmentSet, Position};
 use berth_api::id::ReplicaId;
 use berth_api::replica::ReplicaStatus;
 use berth_api::units::{Bytes, Cpu};
@@ -247,6 +247,7 @@ impl Simulation {
                         assignment.env.insert("AT".into(), (present.1 / 8).to_string());
                     }
                 }
+                Some(Mutation::WrongDevice) => share_first_gpu(&mut set),
                 _ => {}
             }
             let (bytes, position) = set.seal();
@@ -259,6 +260,16 @@ impl Simulation {
             let (position, bytes) = message;
             self.checkers.sent(machine, number, &position);
             self.send_down(machine, number, Down::Set { position, bytes });
+        }
+    }
+}
+
+/// The mutation: every share of a GPU is one of the first GPU.
+fn share_first_gpu(set: &mut AssignmentSet) {
+    for assignment in &mut set.replicas {
+        let is_share = assignment.gpu.as_ref().is_some_and(|gpu| gpu.share.is_some());
+        for device in assignment.gpu_devices.iter_mut().filter(|_| is_share) {
+            device.index = 0;
         }
     }
 }

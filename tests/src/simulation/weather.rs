@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_api::cluster::{CapacityGroup, ClusterSpec, Gpu, MachineProfile, Platform};
 use berth_api::container::{
-    Autoscaling, ContainerSpec, CpuRange, DisruptionBudget, HealthCheck, LoadBalancerTarget, MemoryRange,
-    ProbeMethod, Resources, RollbackPolicy, Scale,
+    Autoscaling, ContainerSpec, CpuRange, DisruptionBudget, GpuRequest, GpuShare, HealthCheck,
+    LoadBalancerTarget, MemoryRange, ProbeKind, ProbeMethod, Resources, RollbackPolicy, Scale,
 };
 use berth_api::id::{ContainerName, GroupId, Label, MachineId, Zone};
 use berth_api::machine::{
@@ -30,6 +30,8 @@ pub(super) const ZONES: [&str; 2] = ["z1", "z2"];
 const LABELS: [&str; 2] = ["disk=fast", "spot"];
 pub(super) const IMAGES: [&str; 4] = ["app:1", "app:2", "app:3", "app:missing"];
 const GPU_KIND: &str = "nvidia-t4";
+/// Thousandths of a GPU that users ask for.
+const GPU_SHARES: [u16; 6] = [100, 250, 333, 500, 700, 999];
 /// The capacity groups of the simulated cluster.
 pub(super) const GROUPS: [&str; 2] = ["general", "gpu"];
 
@@ -199,7 +201,10 @@ pub(super) fn created() -> Entry {
             cpu: Cpu::from_micros(8_000_000),
             memory_bytes: Bytes::gib(16),
             ephemeral_storage_bytes: Bytes::gib(100),
-            gpu: None,
+            gpu: (id == GROUPS[1]).then(|| Gpu {
+                kind: GPU_KIND.into(),
+                count: 2,
+            }),
         },
         min_size: 1,
         max_size: 10,
@@ -294,7 +299,7 @@ pub(super) fn declare(chance: &mut Chance, name: &str, stateful: bool) -> Contai
     let memory = chance.range(1..=8) * 256;
     let has_volumes = stateful && chance.percent(80);
     let is_zonal = chance.percent(30);
-    ContainerSpec {
+    let mut spec = ContainerSpec {
         name: ContainerName::new(name).expect("a valid name"),
         capacity_group: GroupId::new(GROUPS[usize::from(is_gpu)]).expect("a valid id"),
         image: IMAGES[chance.index(IMAGES.len() - 1)].into(),
@@ -308,9 +313,10 @@ pub(super) fn declare(chance: &mut Chance, name: &str, stateful: bool) -> Contai
                 desired: Bytes::mib(memory),
             },
             ephemeral_storage: chance.percent(40).then(|| Bytes::gib(chance.range(1..=20))),
-            gpu: is_gpu.then(|| Gpu {
+            gpu: is_gpu.then(|| GpuRequest {
                 kind: GPU_KIND.into(),
                 count: 1,
+                share: None,
             }),
         },
         scale: if !stateful && chance.percent(35) {
@@ -328,6 +334,8 @@ pub(super) fn declare(chance: &mut Chance, name: &str, stateful: bool) -> Contai
         env: BTreeMap::new(),
         command: None,
         health_check: chance.percent(50).then(|| HealthCheck {
+            kind: ProbeKind::Http,
+            command: vec![],
             path: "/health".into(),
             port: 8080,
             method: ProbeMethod::Get,
@@ -351,6 +359,21 @@ pub(super) fn declare(chance: &mut Chance, name: &str, stateful: bool) -> Contai
         rollback: chance.percent(60).then(|| RollbackPolicy {
             after_failed_starts: chance.small(0..=4),
         }),
+    };
+    // Drawn for a GPU only: seeds without one keep their histories.
+    if let Some(gpu) = &mut spec.resources.gpu {
+        want_gpus(chance, gpu);
+    }
+    spec
+}
+
+/// Mostly a share of a GPU, else one or two.
+pub(super) fn want_gpus(chance: &mut Chance, gpu: &mut GpuRequest) {
+    (gpu.count, gpu.share) = (1, None);
+    if chance.percent(60) {
+        gpu.share = GpuShare::from_milli(GPU_SHARES[chance.index(GPU_SHARES.len())]);
+    } else if chance.percent(30) {
+        gpu.count = 2;
     }
 }
 

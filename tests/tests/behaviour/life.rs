@@ -98,6 +98,32 @@ fn a_replica_that_stays_unhealthy_is_restarted() {
     );
 }
 
+/// Readiness by a connection and by a program inside the replica; one that fails is told with what it did.
+#[test]
+fn checks_by_tcp_and_by_program_decide_who_is_ready() {
+    let Some(dev) = Dev::up(1) else { return };
+    let checked = |name: &str, check: serde_json::Value| {
+        let mut declaration = container(&dev, name, 1);
+        declaration["healthCheck"] = check;
+        declaration
+    };
+    let program = |code: &str| {
+        let command = json!(["/bin/berth-test-workload", "exit", code]);
+        json!({"kind": "exec", "command": command, "timeoutSeconds": 5, "failureThreshold": 1})
+    };
+    dev.apply_at_once(&[
+        checked("tcp", json!({"kind": "tcp", "timeoutSeconds": 5})),
+        checked("deaf", json!({"kind": "tcp", "port": 8081, "timeoutSeconds": 5})),
+        checked("fine", program("0")),
+        checked("sick", program("3")),
+    ]);
+    dev.until_ready("tcp", 1);
+    dev.until_ready("fine", 1);
+    dev.until_explained(dev.of("deaf")[0].replica_id.as_str(), "connecting to port 8081");
+    dev.until_explained(dev.of("sick")[0].replica_id.as_str(), "ended with 3");
+    assert!(!dev.of("deaf")[0].ready && !dev.of("sick")[0].ready);
+}
+
 /// SIGTERM first; SIGKILL only for those that do not end within the grace.
 #[test]
 fn deletion_asks_before_it_kills() {

@@ -379,3 +379,47 @@ async fn batches_of_heartbeats_are_taken() -> anyhow::Result<()> {
     stage.stop().await;
     Ok(())
 }
+
+#[tokio::test]
+async fn checks_of_other_kinds_than_http_are_kept_and_read_by_the_published_client() -> anyhow::Result<()> {
+    let stage = Stage::start().await?;
+    stage.create_cluster().await?;
+    let base = "/clusters/acme%2Fprod%2Fcompute/containers";
+    for (name, check) in [
+        ("tcp", json!({"kind": "tcp", "port": 5432})),
+        ("exec", json!({"kind": "exec", "command": ["pg_isready", "-q"]})),
+    ] {
+        let mut body = container_body(name);
+        body["healthCheck"] = check.clone();
+        let (status, reply, _) = stage.request("POST", base, &stage.platform, Some(body)).await?;
+        assert_eq!(status, 200, "{reply}");
+        let path = format!("{base}/{name}");
+        let (_, got, _) = stage.request("GET", &path, &stage.platform, None).await?;
+        let kept = &got["config"]["healthCheck"];
+        assert!(
+            check
+                .as_object()
+                .is_some_and(|check| check.iter().all(|(key, value)| kept[key] == *value)),
+            "{kept}"
+        );
+        // A change of kind is a change of the declaration like any other.
+        let change = json!({"healthCheck": {"path": "/ready"}});
+        let (status, reply, _) = stage
+            .request("PATCH", &path, &stage.platform, Some(change))
+            .await?;
+        assert_eq!(status, 200, "{reply}");
+        let back = json!({"healthCheck": kept});
+        let (status, reply, _) = stage.request("PATCH", &path, &stage.platform, Some(back)).await?;
+        assert_eq!(status, 200, "{reply}");
+        let client = stage.client(&stage.platform);
+        let read = client
+            .get_container()
+            .cluster_id(CLUSTER)
+            .container_name(name)
+            .send()
+            .await?;
+        assert!(read.into_inner().config.health_check.is_some());
+    }
+    stage.stop().await;
+    Ok(())
+}

@@ -8,6 +8,7 @@ mod aggregates;
 mod bad_input;
 mod containers;
 mod events;
+mod gpus;
 mod harness;
 mod idempotency;
 mod limits;

@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-/// Long enough for a loaded machine, short enough to wait for what never comes.
+/// Short enough to wait for what never comes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+/// For what has to come, on a machine that may be loaded: over a lost packet that is sent again after 1, 3, 7 and 15 s.
+const LONG_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Says on standard error that a test is skipped, and why.
 pub(crate) fn skip_without_root(test: &str) -> bool {
@@ -126,16 +128,25 @@ pub(crate) fn tell_address(netns: &Path, listen: &str) {
 
 /// The address that a server of [`tell_address`] at `to` sees when a client in `netns` connects.
 pub(crate) fn seen_by(netns: &Path, to: &str, from: Option<Ipv4Addr>) -> io::Result<String> {
+    ask_within(LONG_PATIENCE, netns, to, from)
+}
+
+/// Whether such a client gets no answer.
+pub(crate) fn is_shut(netns: &Path, to: &str, from: Option<Ipv4Addr>) -> bool {
+    ask_within(PATIENCE, netns, to, from).is_err()
+}
+
+fn ask_within(patience: Duration, netns: &Path, to: &str, from: Option<Ipv4Addr>) -> io::Result<String> {
     let to: SocketAddr = to.parse().expect("an address");
     inside(netns, async move || {
         let socket = tokio::net::TcpSocket::new_v4()?;
         if let Some(from) = from {
             socket.bind((from, 0).into())?;
         }
-        let stream = tokio::time::timeout(PATIENCE, socket.connect(to)).await??;
+        let stream = tokio::time::timeout(patience, socket.connect(to)).await??;
         let mut stream = stream.into_std()?;
         stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(patience))?;
         let mut seen = String::new();
         stream.read_to_string(&mut seen)?;
         Ok(seen)

@@ -119,7 +119,13 @@ impl RuntimeError {
                     message,
                 }
             }
-            // So does the refusal to delete what runs.
+            // So is a deadline of its own that ran out: the request carries ours, and its clock may be the first.
+            Code::Unknown if message.contains("context deadline exceeded") => Self::Unreachable {
+                operation,
+                object,
+                message,
+            },
+            // So is the refusal to delete what runs.
             Code::Unknown if message.contains("cannot delete a running process") => Self::WrongState {
                 operation,
                 object,
@@ -256,6 +262,10 @@ mod tests {
         assert_eq!(class(Code::FailedPrecondition, "x"), RuntimeErrorClass::Retry);
         assert_eq!(class(Code::Unknown, "ttrpc: closed"), RuntimeErrorClass::Retry);
         assert_eq!(class(Code::Unknown, "exec: no"), RuntimeErrorClass::Fatal);
+        assert_eq!(
+            class(Code::Unknown, "context deadline exceeded: unknown"),
+            RuntimeErrorClass::Retry
+        );
     }
 
     #[test]

@@ -35,7 +35,7 @@ const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 /// How long one shim may take to say its state in a list; a mute one is reported as unanswered.
 const STATE_TIMEOUT: Duration = Duration::from_secs(3);
-const SIGKILL: u32 = 9;
+pub(super) const SIGKILL: u32 = 9;
 
 impl Runtime {
     /// Makes snapshot, record and task of a container; the task is created, not started. Returns its pid.
@@ -512,7 +512,7 @@ fn process_id(process: &Process) -> &str {
     }
 }
 
-fn json_any(type_url: &str, value: &impl serde::Serialize) -> Any {
+pub(super) fn json_any(type_url: &str, value: &impl serde::Serialize) -> Any {
     Any {
         type_url: type_url.into(),
         value: serde_json::to_vec(value).expect("the types of the runtime specification have text keys"),

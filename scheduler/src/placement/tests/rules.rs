@@ -226,6 +226,7 @@ fn the_verifier_refuses_what_breaks_the_rules() {
             machine_id: web.machine_id.clone(),
             ip: "10.244.0.99".parse().unwrap(),
             host_port: None,
+            devices: vec![],
             chosen: None,
             granted: None,
             relieves: None,

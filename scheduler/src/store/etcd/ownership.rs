@@ -189,6 +189,7 @@ impl Etcd {
             }
         };
         self.fences().insert(cluster.clone(), created);
+        self.moved().insert(cluster.clone(), created);
         self.remember(cluster, None);
         Ok(Claimed::Won)
     }
@@ -220,13 +221,27 @@ impl Etcd {
                 created,
             )])
             .and_then([TxnOp::delete(owner.as_str(), None)]);
-        self.connection
+        let answer = self
+            .connection
             .call("give back a cluster", |client| {
                 let txn = txn.clone();
                 async move { client.kv_client().txn(txn).await }
             })
-            .await
-            .map(drop)
+            .await?;
+        if let Some(header) = answer.header().filter(|_| answer.succeeded()) {
+            self.moved().insert(cluster.clone(), header.revision());
+        }
+        Ok(())
+    }
+
+    /// Whether a change is older than what this process itself has done to the ownership of the cluster since: a watch that lags
+    /// must not undo it.
+    pub(crate) fn is_outdated(&self, change: &Change, revision: i64) -> bool {
+        let (Change::Owned(cluster, _) | Change::Free(cluster)) = change else {
+            return false;
+        };
+        let moved = self.moved().get(cluster).copied();
+        moved.is_some_and(|moved| revision < moved)
     }
 
     /// What a write to `cluster` compares besides its head; an error when this process does not own it.
@@ -284,6 +299,8 @@ impl Etcd {
     pub(crate) async fn changes(&self, since: &Survey) -> Result<Changes, StoreError> {
         let prefix = self.keys.shard();
         let revision = since.revision + 1;
+        // Nothing from before the survey comes any more.
+        self.moved().retain(|_, moved| *moved >= revision);
         let stream = self
             .connection
             .call("watch the schedulers", |client| {
@@ -303,10 +320,10 @@ impl Etcd {
 }
 
 impl Changes {
-    /// The next changes; none when they have to be surveyed anew (a lost member, a compacted revision).
+    /// The next changes, each with its revision; none when they have to be surveyed anew (a lost member, a compacted revision).
     ///
     /// Cancel-safe: a message stays in the stream until it is whole.
-    pub(crate) async fn next(&mut self) -> Option<Vec<Change>> {
+    pub(crate) async fn next(&mut self) -> Option<Vec<(Change, i64)>> {
         let message = match self.stream.message().await {
             Ok(Some(message)) if !message.canceled() => message,
             Ok(_) | Err(_) => return None,
@@ -316,14 +333,15 @@ impl Changes {
             let Some(kv) = event.kv() else { continue };
             let is_put = event.event_type() == EventType::Put;
             let key = String::from_utf8_lossy(kv.key());
+            let mut push = |change| changes.push((change, kv.mod_revision()));
             if let Some(nonce) = key.strip_prefix(&self.members) {
                 if !is_put {
-                    changes.push(Change::Left(nonce.to_owned()));
+                    push(Change::Left(nonce.to_owned()));
                 } else if let Ok(member) = serde_json::from_slice(kv.value()) {
-                    changes.push(Change::Joined(member));
+                    push(Change::Joined(member));
                 }
             } else if let Some(cluster) = super::layout::cluster_below(&self.owners, kv.key()) {
-                changes.push(if is_put {
+                push(if is_put {
                     Change::Owned(cluster, String::from_utf8_lossy(kv.value()).into_owned())
                 } else {
                     Change::Free(cluster)

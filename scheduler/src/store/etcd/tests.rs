@@ -96,6 +96,77 @@ async fn another_writer_is_fenced_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_log_that_is_read_while_it_grows_goes_on_growing() {
+    let Some(bench) = Bench::start("a_log_that_is_read_while_it_grows_goes_on_growing", 1, &[]) else {
+        return;
+    };
+    let store = bench.open().await;
+    let id = cluster("acme/prod");
+    let mut next = store.append(&id, 1, vec![large(1, 3 << 20)]).await.unwrap();
+    for _ in 0..10 {
+        let read = async { store.load(&id).await.unwrap().next_seq };
+        let grow = async {
+            let mut next = next;
+            for _ in 0..20 {
+                next = store.append(&id, next, vec![b"a".to_vec()]).await.unwrap();
+            }
+            next
+        };
+        let (seen, grown) = tokio::join!(read, grow);
+        assert!((next..=grown).contains(&seen), "{next} <= {seen} <= {grown}");
+        next = store.append(&id, grown, vec![b"b".to_vec()]).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_watch_that_lags_does_not_undo_what_the_process_did_since() {
+    let Some(bench) = Bench::start(
+        "a_watch_that_lags_does_not_undo_what_the_process_did_since",
+        1,
+        &[],
+    ) else {
+        return;
+    };
+    let store = bench.open().await;
+    let id = cluster("acme/prod");
+    let me = Member {
+        nonce: "n1".into(),
+        rest_url: "http://10.0.0.1:7600".into(),
+        link_url: "https://10.0.0.1:7601".into(),
+    };
+    store.append(&id, 1, vec![b"a".to_vec()]).await.unwrap();
+    let lease = store.join(&me, Duration::from_secs(60)).await.unwrap();
+    let survey = store.survey().await.unwrap();
+    let mut changes = store.changes(&survey).await.unwrap();
+    let claim = || store.claim(&id, Claim::Existing, &me, lease);
+    assert_eq!(claim().await.unwrap(), Claimed::Won);
+    store.release(&id).await.unwrap();
+    assert_eq!(claim().await.unwrap(), Claimed::Won);
+    // All that is told now is of before the last claim, but the claim itself.
+    let mut told = vec![];
+    while told.len() < 3 {
+        told.extend(changes.next().await.unwrap());
+    }
+    let outdated = told
+        .iter()
+        .map(|(change, revision)| store.is_outdated(change, *revision));
+    assert_eq!(outdated.collect::<Vec<_>>(), [true, true, false], "{told:?}");
+    // What happens later counts: here the lease is given up.
+    store.leave(lease).await.unwrap();
+    let mut told = vec![];
+    while !told
+        .iter()
+        .any(|(change, _)| *change == OwnerChange::Free(id.clone()))
+    {
+        told.extend(changes.next().await.unwrap());
+    }
+    assert!(
+        told.iter()
+            .all(|(change, revision)| !store.is_outdated(change, *revision))
+    );
+}
+
+#[tokio::test]
 async fn a_cluster_made_again_is_not_taken_for_the_one_before() {
     let Some(bench) = Bench::start("a_cluster_made_again_is_not_taken_for_the_one_before", 1, &[]) else {
         return;
