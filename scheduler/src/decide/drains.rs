@@ -98,6 +98,15 @@ fn a_deadline_stops_nothing_that_may_still_write_on_a_silent_machine() {
     let places = town.places("db");
     assert!(places.iter().all(|(_, machine)| machine == "m1"), "{places:?}");
     assert_eq!(places.len(), 1, "it is not told to stop");
+    let about = (Subject::Machine, "m1");
+    let answer = explain(&town.world, &town.observed, &town.limits, town.now, about).unwrap();
+    assert_eq!(answer.state, "unhealthy");
+    assert!(answer.summary.contains("it is draining"), "{answer}");
+    let blocker = format!("replica {} to leave", places[0].0);
+    assert!(
+        answer.waits.iter().any(|wait| wait.what.starts_with(&blocker)),
+        "{answer}"
+    );
 }
 
 #[test]

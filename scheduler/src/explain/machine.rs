@@ -15,7 +15,7 @@ impl Context<'_> {
         let observed = self.observed.machines.get(id);
         let status = machine.status();
         let mut waits: Vec<Waiting> = self.status_wait(machine).into_iter().collect();
-        if status == MachineStatus::Draining {
+        if machine.draining_since.is_some() {
             waits.extend(
                 self.world
                     .replicas_on(id)
@@ -52,15 +52,20 @@ impl Context<'_> {
 
     fn machine_summary(&self, machine: &Machine) -> String {
         let count = machine.replicas.len();
+        let drain = match machine.draining_since {
+            Some(_) if count == 0 => "; it is drained",
+            Some(_) => "; it is draining",
+            None => "",
+        };
         match machine.status() {
             MachineStatus::Initializing => "it is registered and was never heard since".into(),
             MachineStatus::Running => format!("it runs {count} replicas"),
             MachineStatus::Unhealthy => match self.decision.report.freeze {
                 Some(freeze) => format!(
-                    "it is silent, and so are {} of {} machines: nothing moves",
+                    "it is silent, and so are {} of {} machines: nothing moves{drain}",
                     freeze.unhealthy, freeze.total
                 ),
-                None => format!("it is silent; {count} replicas are on it or may still be"),
+                None => format!("it is silent; {count} replicas are on it or may still be{drain}"),
             },
             MachineStatus::Draining if count == 0 => "it is drained: nothing is left on it".into(),
             MachineStatus::Draining => format!("it takes no new replica; {count} are still on it"),

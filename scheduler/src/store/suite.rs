@@ -6,7 +6,7 @@ use std::path::Path;
 
 use berth_api::id::ClusterId;
 
-use super::etcd::fixture::{EtcdCluster, skip_without_etcd};
+use super::etcd::fixture::{EtcdCluster, data_root, skip_without_etcd};
 use super::{Etcd, EtcdOptions, Fault, History, Memory, Record, Snapshot, Sqlite, Store, StoreError};
 
 fn cluster(name: &str) -> ClusterId {
@@ -44,7 +44,7 @@ macro_rules! on_every_store {
                 if super::skip_without_etcd(stringify!($rule)) {
                     return;
                 }
-                let dir = tempfile::tempdir().unwrap();
+                let dir = tempfile::tempdir_in(super::data_root()).unwrap();
                 let servers = super::EtcdCluster::start(dir.path(), 1, &[]);
                 let options = super::EtcdOptions {
                     endpoints: servers.endpoints(),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::Fault;
 use super::fixture::skip_without_etcd;
-use super::stage::{Stage, cluster_body, cluster_path};
+use super::stage::{LONG_LEASE_SECONDS, Stage, cluster_body, cluster_path};
 
 /// Polls of 50 ms: a minute, which only a hang exceeds.
 const POLLS_MAX: u32 = 1200;
@@ -50,7 +50,7 @@ async fn aggregates_cover_the_clusters_of_all_processes_and_say_which_are_missin
     if skip_without_etcd("aggregates_cover_the_clusters_of_all_processes_and_say_which_are_missing") {
         return;
     }
-    let mut stage = Stage::start(2).await;
+    let mut stage = Stage::start(2, LONG_LEASE_SECONDS).await;
     let count = spread(&stage).await;
     for through in 0..2 {
         // A slow etcd may cost a process its lease. What is taken over then is missing and said to be, and what is handed back is
@@ -125,7 +125,7 @@ async fn a_cluster_whose_creation_was_answered_is_unknown_to_no_process() {
     if skip_without_etcd("a_cluster_whose_creation_was_answered_is_unknown_to_no_process") {
         return;
     }
-    let mut stage = Stage::start(3).await;
+    let mut stage = Stage::start(3, LONG_LEASE_SECONDS).await;
     for through in 0..3 {
         until("the scheduler to be ready", async || {
             let status = stage.answer_status(through, "/readyz").await;
@@ -137,7 +137,10 @@ async fn a_cluster_whose_creation_was_answered_is_unknown_to_no_process() {
     }
     for cluster in 0..24 {
         let body = cluster_body(cluster);
-        let (status, answer) = stage.post(cluster % 3, "/clusters", &[], &body).await;
+        // A creation that was refused for now may have been made: the repeat has its key.
+        let key = format!("create-{cluster}");
+        let key = [("idempotency-key", key.as_str())];
+        let (status, answer) = stage.settle(cluster % 3, "/clusters", &key, &body).await;
         assert_eq!(status, 200, "{answer}");
         let path = cluster_path(cluster);
         let ask = async |through: usize| {
@@ -160,13 +163,13 @@ async fn the_key_of_a_creation_is_one_for_all_processes() {
     if skip_without_etcd("the_key_of_a_creation_is_one_for_all_processes") {
         return;
     }
-    let mut stage = Stage::start(2).await;
+    let mut stage = Stage::start(2, LONG_LEASE_SECONDS).await;
     let count = spread(&stage).await;
     let key = [("idempotency-key", "one-for-all")];
     let first = cluster_body(count);
-    let (status, created) = stage.post(0, "/clusters", &key, &first).await;
+    let (status, created) = stage.settle(0, "/clusters", &key, &first).await;
     assert_eq!(status, 200, "{created}");
-    let (status, again) = stage.post(1, "/clusters", &key, &first).await;
+    let (status, again) = stage.settle(1, "/clusters", &key, &first).await;
     assert_eq!(
         (status, &again),
         (200, &created),
@@ -175,7 +178,7 @@ async fn the_key_of_a_creation_is_one_for_all_processes() {
     // Some of these belong to the other process, which has never seen the key.
     for other in count + 1..count + 9 {
         for through in 0..2 {
-            let (status, refused) = stage.post(through, "/clusters", &key, &cluster_body(other)).await;
+            let (status, refused) = stage.settle(through, "/clusters", &key, &cluster_body(other)).await;
             let code = refused["error"]["code"].as_str();
             assert_eq!((status, code), (409, Some("idempotency_key_reused")), "{refused}");
         }
@@ -197,12 +200,15 @@ async fn a_lost_majority_of_etcd_is_one_clear_refusal_and_service_resumes_by_its
     if skip_without_etcd("a_lost_majority_of_etcd_is_one_clear_refusal_and_service_resumes_by_itself") {
         return;
     }
-    let mut stage = Stage::start(1).await;
+    let mut stage = Stage::start(1, LONG_LEASE_SECONDS).await;
     stage.create(0).await;
     let path = format!("{}/containers/web", cluster_path(0));
     let write = |number: u32| json!({ "env": { "N": number.to_string() } });
-    let (status, answer) = stage.patch(&path, &write(1)).await;
-    assert_eq!(status, 200, "{answer}");
+    until("the first write", async || match stage.patch(&path, &write(1)).await {
+        (200, _) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
     stage.etcd.kill(0);
     stage.etcd.kill(1);
     // Until the process knows, a write waits; then each is refused, and at once.

@@ -13,13 +13,16 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
 use super::Fault;
-use super::fixture::{EtcdCluster, free_ports};
+use super::fixture::{self, EtcdCluster, free_ports};
 use super::node::Node;
 use super::proxy::Proxy;
 use super::writer::Writer;
 
 pub(crate) const CONTAINER: &str = "web";
-pub(crate) const LEASE_SECONDS: u64 = 2;
+/// The shortest that there is: how soon another process takes over is what the faults measure.
+pub(crate) const SHORT_LEASE_SECONDS: u64 = 2;
+/// Longer than etcd hesitates on a crowded machine, for what is not about losing a lease.
+pub(crate) const LONG_LEASE_SECONDS: u64 = 15;
 /// Longer than any answer may take: a scheduler that is paused does not answer at all.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longer than an answer takes that waits for another process, or for etcd.
@@ -122,8 +125,8 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    pub(crate) async fn start(count: usize) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+    pub(crate) async fn start(count: usize, lease_seconds: u64) -> Self {
+        let dir = tempfile::tempdir_in(fixture::data_root()).unwrap();
         let etcd_dir = dir.path().join("etcd");
         std::fs::create_dir(&etcd_dir).unwrap();
         let etcd = EtcdCluster::start(&etcd_dir, 3, &[]);
@@ -153,7 +156,7 @@ impl Stage {
             processes,
             _dir: dir,
         };
-        stage.configure();
+        stage.configure(lease_seconds);
         for number in 0..count {
             stage.spawn(number);
         }
@@ -161,7 +164,7 @@ impl Stage {
     }
 
     /// Writes the configuration of every process; all hold the keys of the first.
-    fn configure(&mut self) {
+    fn configure(&mut self, lease_seconds: u64) {
         for (number, process) in self.processes.iter().enumerate() {
             std::fs::create_dir(&process.dir).unwrap();
             let (rest, link) = self.api.addresses.ports[number];
@@ -172,7 +175,7 @@ impl Stage {
                 .collect();
             let text = format!(
                 "data_dir = {:?}\nlisten = \"127.0.0.1:{rest}\"\nlink_listen = \"127.0.0.1:{link}\"\nheartbeat_ms = 500\n\
-                 store = \"etcd://{}/berth\"\nlease_seconds = {LEASE_SECONDS}\n",
+                 store = \"etcd://{}/berth\"\nlease_seconds = {lease_seconds}\n",
                 process.dir.join("data"),
                 endpoints.join(","),
             );
@@ -290,6 +293,26 @@ impl Stage {
         }
         self.send(request.body(Full::new(Bytes::from(body.to_string()))).unwrap())
             .await
+    }
+
+    /// A write through one process that is tried again for as long as it is refused for now: 503, which an etcd that is slow
+    /// for longer than a lease brings about. Such a refusal may have been
+    /// written, so the write is one that may be repeated.
+    pub(crate) async fn settle(
+        &self,
+        through: usize,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> (u16, Value) {
+        for _ in 0..POLLS_MAX {
+            let (status, answer) = self.post(through, path, headers, body).await;
+            if status != 503 {
+                return (status, answer);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{path} is refused for ever");
     }
 
     /// One attempt of a change through the first process.

@@ -13,6 +13,8 @@ use std::time::Duration;
 const PROGRAM: &str = "etcd";
 /// Polls of 20 ms until a member listens: two minutes, for a machine that is busy with other tests.
 const POLLS_MAX: u32 = 6000;
+/// Three members take 400 MiB, and several tests run at once.
+const FREE_MIB_MIN: u64 = 4096;
 
 /// Says why and returns true when etcd is not installed.
 pub(crate) fn skip_without_etcd(test: &str) -> bool {
@@ -26,6 +28,25 @@ pub(crate) fn skip_without_etcd(test: &str) -> bool {
         eprintln!("{test}: skipped: there is no program {PROGRAM}; install Debian's etcd-server");
     }
     !is_there
+}
+
+/// Where members keep their data: in memory where there is room, else where temporary files are. Tests kill members, they cut no
+/// power, and a disk that others wait for would make etcd slow for longer than its leases last.
+pub(crate) fn data_root() -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    let asked = Command::new("df")
+        .args(["--output=avail", "--block-size=1M"])
+        .arg(memory)
+        .output();
+    let free_mib = asked.ok().and_then(|output| {
+        let text = String::from_utf8(output.stdout).ok()?;
+        text.split_whitespace().last()?.parse::<u64>().ok()
+    });
+    if free_mib.is_some_and(|free| free >= FREE_MIB_MIN) {
+        memory.to_owned()
+    } else {
+        std::env::temp_dir()
+    }
 }
 
 /// Ports of loopback that nobody listens on, below those that the kernel gives to outgoing connections (32768 and up): one

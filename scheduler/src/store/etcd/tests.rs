@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::fixture::{EtcdCluster, skip_without_etcd};
+use super::fixture::{EtcdCluster, data_root, skip_without_etcd};
 use super::*;
 
 mod reservation;
@@ -32,7 +32,7 @@ impl Bench {
         if skip_without_etcd(test) {
             return None;
         }
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir_in(data_root()).unwrap();
         Some(Self {
             servers: EtcdCluster::start(dir.path(), members, flags),
             dir,
