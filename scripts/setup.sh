@@ -23,6 +23,8 @@ demo|mmdebstrap|mmdebstrap|makes the PostgreSQL image of the demo
 test|python3:ensurepip|python3-venv|holds what fuzzes the API and validates its description
 test|etcd|etcd-server|the store of high availability, and what kills it, in tests
 test|docker-registry|docker-registry|the registry that images are pulled from in tests
+test|skopeo|skopeo|puts test images into that registry
+test|zstd|zstd|compresses layers of test images
 test|busybox|busybox-static|a shell for test containers
 LIST
 }

@@ -20,9 +20,18 @@
 //! keeper_socket = "/run/berth/keeper.sock"  # default: keeper.sock in run_dir
 //! log_store = "/var/lib/berth/logs"         # the keeper's --store; default: logs beside state_dir
 //! dns_upstream = ["10.0.0.2:53"]            # servers for names outside the cluster; default none
-//! insecure_registries = ["10.0.0.2:5000"]   # registries spoken to over http; default none
 //! ephemeral_overcommit = false              # promise more ephemeral bytes than the disk has; default false
 //! hostpath_root = "/srv/berth"              # hostpath volumes and shared mounts must lie below; default: refused
+//! image_budget = "40Gi"                     # images that nothing needs go while all take more; default: no budget
+//! image_keep_days = 7                       # images that nothing needs go this long after their last use; the default
+//!
+//! [registries."registry.example.com:5000"]  # what is special about a registry; default: https, no login
+//! mirrors = ["10.0.0.2:5000"]               # asked before it, in this order, for the same repositories
+//! ca_file = "/etc/berth/registry-ca.pem"    # trusted for it beside the system's certificates
+//! username = "robot"                        # with password_file
+//! password_file = "/etc/berth/registry-password"
+//! credential_helper = "ecr-login"           # instead: docker-credential-ecr-login, or an absolute path
+//! plain_http = false                        # spoken to over http
 //!
 //! [capacity]                                # what the machine has in total
 //! cpu = "8"                                 # vCPU
@@ -34,14 +43,17 @@
 //! reserve_memory = "512Mi"                  # default 0
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use berth_api::id::{ClusterId, GroupId, Label, MachineId, Zone};
 use berth_api::machine::{CpuCapacity, GpuCapacity, MachineCapacity, MemoryCapacity, StorageCapacity};
 use berth_api::units::{Bytes, Cpu};
 use toml::{Table, Value};
+
+use crate::host::image::{Login, RegistryConfig};
 
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +79,12 @@ pub struct Config {
     pub keeper_socket: PathBuf,
     pub log_store: PathBuf,
     pub dns_upstream: Vec<SocketAddr>,
-    pub insecure_registries: Vec<String>,
+    /// What is special about single registries, by `host[:port]`.
+    pub registries: BTreeMap<String, RegistryConfig>,
+    /// Bytes that all images together may take before those that nothing needs go.
+    pub image_budget: Option<Bytes>,
+    /// How long an image that nothing needs is kept.
+    pub image_keep: Duration,
     pub ephemeral_overcommit: bool,
     pub hostpath_root: Option<PathBuf>,
     pub capacity: MachineCapacity,
@@ -178,13 +195,21 @@ fn read(table: Table, faults: &mut Vec<String>) -> Option<Config> {
         .map(|dir| dir.join("logs").display().to_string());
     let log_store = keys.parsed_or("log_store", default_store.as_deref().unwrap_or("/"), absolute);
     let dns_upstream = keys.list("dns_upstream", name_server);
-    let insecure_registries = keys.list("insecure_registries", Ok::<_, String>);
+    let image_budget = keys.optional("image_budget", |text| Bytes::parse(&text));
+    let image_keep = keys.parsed_or("image_keep_days", "7", days);
     let ephemeral_overcommit = keys.flag("ephemeral_overcommit");
     let hostpath_root = keys.optional("hostpath_root", absolute);
     let capacity = match keys.table.remove("capacity") {
         Some(Value::Table(table)) => read_capacity(table, keys.faults),
         Some(_) => keys.fault("capacity", "is no table"),
         None => keys.fault("capacity", "is missing: a table with cpu and memory"),
+    };
+    let registries = match keys.table.remove("registries") {
+        Some(Value::Table(table)) => read_registries(table, keys.faults),
+        Some(_) => keys
+            .fault("registries", "is no table of registries")
+            .unwrap_or_default(),
+        None => BTreeMap::new(),
     };
     if let Some(dir) = &run_dir
         && dir.join("status.sock").as_os_str().len() >= SOCKET_PATH_MAX
@@ -215,7 +240,9 @@ fn read(table: Table, faults: &mut Vec<String>) -> Option<Config> {
         keeper_socket: keeper_socket?,
         log_store: log_store?,
         dns_upstream,
-        insecure_registries,
+        registries,
+        image_budget,
+        image_keep: image_keep?,
         ephemeral_overcommit,
         hostpath_root,
         capacity: capacity?,
@@ -270,9 +297,81 @@ fn read_capacity(table: Table, faults: &mut Vec<String>) -> Option<MachineCapaci
     })
 }
 
+fn read_registries(table: Table, faults: &mut Vec<String>) -> BTreeMap<String, RegistryConfig> {
+    let mut registries = BTreeMap::new();
+    for (host, value) in table {
+        let prefix = format!("registries.{host:?}");
+        let Value::Table(table) = value else {
+            faults.push(format!("{prefix} is no table"));
+            continue;
+        };
+        if let Err(error) = registry(host.clone()) {
+            faults.push(format!("{prefix} {error}"));
+        }
+        let mut keys = Keys {
+            prefix: &format!("{prefix}."),
+            table,
+            faults,
+        };
+        let plain_http = keys.flag("plain_http");
+        let mirrors = keys.list("mirrors", registry);
+        let ca_file = keys.optional("ca_file", absolute);
+        let login = read_login(&mut keys);
+        if plain_http && ca_file.is_some() {
+            keys.fault::<()>("ca_file", "is of no use with plain_http");
+        }
+        if mirrors.contains(&host) {
+            keys.fault::<()>("mirrors", "names the registry itself");
+        }
+        keys.finish();
+        let config = RegistryConfig {
+            plain_http,
+            mirrors,
+            ca_file,
+            login,
+        };
+        registries.insert(host, config);
+    }
+    registries
+}
+
+fn read_login(keys: &mut Keys<'_>) -> Option<Login> {
+    let username = keys.optional("username", |text| {
+        // The two are parted by a colon (RFC 7617).
+        if text.is_empty() || text.contains(':') {
+            Err("is empty or has a colon")
+        } else {
+            Ok(text)
+        }
+    });
+    let password_file = keys.optional("password_file", absolute);
+    let helper = keys.optional("credential_helper", |text| {
+        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if text.starts_with('/') || (!text.is_empty() && text.bytes().all(is_name)) {
+            Ok(text)
+        } else {
+            Err("is neither a name such as \"ecr-login\" nor an absolute path")
+        }
+    });
+    match (username, password_file, helper) {
+        (None, None, None) => None,
+        (Some(username), Some(password_file), None) => Some(Login::Password {
+            username,
+            password_file,
+        }),
+        (None, None, Some(helper)) => Some(Login::Helper(helper)),
+        (_, _, Some(_)) => keys.fault(
+            "credential_helper",
+            "stands beside username or password_file: one login is enough",
+        ),
+        (Some(_), None, None) => keys.fault("password_file", "is missing; username needs it"),
+        (None, Some(_), None) => keys.fault("username", "is missing; password_file needs it"),
+    }
+}
+
 /// The keys of one table that have not been read yet, and the faults found so far.
 struct Keys<'a> {
-    prefix: &'static str,
+    prefix: &'a str,
     table: Table,
     faults: &'a mut Vec<String>,
 }
@@ -399,6 +498,25 @@ fn namespace(text: String) -> Result<String, &'static str> {
     }
 }
 
+/// `host[:port]` as references name it.
+fn registry(text: String) -> Result<String, String> {
+    let (host, port) = text.rsplit_once(':').unwrap_or((&text, "443"));
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b".-".contains(&byte);
+    if host.is_empty() || !host.bytes().all(is_name) || port.parse::<u16>().is_err() {
+        return Err(format!(
+            "{text:?} is no registry such as \"registry.example.com:5000\""
+        ));
+    }
+    Ok(text)
+}
+
+fn days(text: String) -> Result<Duration, String> {
+    match text.parse::<u64>() {
+        Ok(days @ 0..=3650) => Ok(Duration::from_secs(days * 24 * 3600)),
+        Ok(_) | Err(_) => Err(format!("{text:?} is no number of days from 0 to 3650")),
+    }
+}
+
 fn cgroup(text: String) -> Result<String, &'static str> {
     if text.starts_with('/') && text.len() > 1 && !text.split('/').any(|part| part == "..") {
         Ok(text.trim_end_matches('/').to_owned())
@@ -441,6 +559,97 @@ memory = "16Gi"
         assert_eq!(config.keeper_socket, PathBuf::from("/r/keeper.sock"));
         assert_eq!(config.dns_upstream[0], "10.0.0.2:53".parse().unwrap());
         assert_eq!(config.capacity.cpu.total, Cpu::parse("8").unwrap());
+        assert_eq!(config.image_keep, Duration::from_secs(7 * 24 * 3600));
+        assert!(config.registries.is_empty() && config.image_budget.is_none());
+    }
+
+    #[test]
+    fn reads_what_is_special_about_registries() {
+        let text = GOOD.replace(
+            "[capacity]",
+            r#"
+image_budget = "40Gi"
+image_keep_days = 1
+[registries."r.io"]
+mirrors = ["10.0.0.2:5000"]
+ca_file = "/ca.pem"
+username = "robot"
+password_file = "/password"
+[registries."10.0.0.2:5000"]
+plain_http = true
+[registries."1.dkr.ecr.eu-central-1.amazonaws.com"]
+credential_helper = "ecr-login"
+[capacity]"#,
+        );
+        let config = Config::parse(&text, "t").unwrap();
+        assert_eq!(config.image_budget, Some(Bytes::parse("40Gi").unwrap()));
+        assert_eq!(config.image_keep, Duration::from_secs(24 * 3600));
+        let of = |host: &str| config.registries[host].clone();
+        assert_eq!(of("r.io").mirrors, ["10.0.0.2:5000"]);
+        assert_eq!(of("r.io").ca_file, Some("/ca.pem".into()));
+        let login = Login::Password {
+            username: "robot".into(),
+            password_file: "/password".into(),
+        };
+        assert_eq!(of("r.io").login, Some(login));
+        assert!(of("10.0.0.2:5000").plain_http);
+        let helper = Login::Helper("ecr-login".into());
+        assert_eq!(of("1.dkr.ecr.eu-central-1.amazonaws.com").login, Some(helper));
+    }
+
+    #[test]
+    fn lists_every_fault_of_registries() {
+        let text = GOOD.replace(
+            "[capacity]",
+            r#"
+image_budget = "lots"
+image_keep_days = -1
+[registries]
+"not a host" = {}
+flat = 1
+[registries."a.io"]
+username = "ro:bot"
+ca_file = "ca.pem"
+colour = "red"
+mirrors = ["b io", "a.io"]
+[registries."b.io"]
+username = "robot"
+[registries."c.io"]
+password_file = "/password"
+plain_http = true
+ca_file = "/ca.pem"
+[registries."d.io"]
+credential_helper = "../evil helper"
+[registries."e.io"]
+credential_helper = "x"
+username = "robot"
+password_file = "/password"
+[capacity]"#,
+        );
+        let Err(ConfigError::Faults { faults, .. }) = Config::parse(&text, "t") else {
+            panic!("accepted");
+        };
+        for fault in [
+            "image_budget ",
+            "image_keep_days ",
+            r#"registries."not a host" "#,
+            r#"registries."flat" is no table"#,
+            r#"registries."a.io".username "#,
+            r#"registries."a.io".ca_file "#,
+            r#"registries."a.io".colour "#,
+            r#"registries."a.io".mirrors "b io""#,
+            r#"registries."a.io".mirrors names the registry itself"#,
+            r#"registries."b.io".password_file is missing"#,
+            r#"registries."c.io".username is missing"#,
+            r#"registries."c.io".ca_file is of no use"#,
+            r#"registries."d.io".credential_helper "#,
+            r#"registries."e.io".credential_helper stands beside"#,
+        ] {
+            assert!(
+                faults.iter().any(|found| found.starts_with(fault)),
+                "{fault}: {faults:#?}"
+            );
+        }
     }
 
     #[test]

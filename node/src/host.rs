@@ -234,6 +234,14 @@ pub struct NetworkWish {
     pub host_ports: Vec<HostPort>,
 }
 
+/// What the node cannot do without. Always whole.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Needed {
+    pub replicas: BTreeSet<ReplicaId>,
+    /// As their assignments name them.
+    pub images: BTreeSet<String>,
+}
+
 /// Counters of a replica's cgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct UsageSample {
@@ -315,8 +323,9 @@ pub trait Host: Send + Sync + 'static {
         replicas: &[ReplicaId],
     ) -> impl Future<Output = Result<BTreeMap<ReplicaId, UsageSample>, HostError>> + Send;
 
-    /// Removes namespaces, mounts and files of replicas that are not in `keep`: leftovers of a lost database.
-    fn sweep(&self, keep: &BTreeSet<ReplicaId>) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Removes namespaces, mounts and files of other replicas, the leftovers of a lost database, and of the images that nothing
+    /// needs those that are old or in the way.
+    fn sweep(&self, needed: &Needed) -> impl Future<Output = Result<(), HostError>> + Send;
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use berth_api::units::{Bytes, Cpu};
 
 use crate::clock::{BootTime, Now};
 use crate::health::{ProbePhase, ProbeReport, ProbeTarget};
-use crate::host::{Exit, HostPort, Observed, ObservedContainer, PullProgress, UsageSample};
+use crate::host::{Exit, HostPort, Needed, Observed, ObservedContainer, PullProgress, UsageSample};
 use crate::replica::{
     Container, Failure, Goal, Happenings, Memory, Next, Outcome, Part, Replica, Step, StopWhy, Task, Waiting,
     revision,
@@ -510,10 +510,14 @@ impl NodeCore {
         self.replicas.values().filter_map(port).collect()
     }
 
-    /// Every replica that may have something on the machine.
+    /// Every replica that may have something on the machine, and the images of those that are to run.
     #[must_use]
-    pub fn known(&self) -> BTreeSet<ReplicaId> {
-        self.replicas.keys().cloned().collect()
+    pub fn needed(&self) -> Needed {
+        let assignments = self.replicas.values().filter_map(Replica::assignment);
+        Needed {
+            replicas: self.replicas.keys().cloned().collect(),
+            images: assignments.map(|assignment| assignment.image.clone()).collect(),
+        }
     }
 
     #[must_use]

@@ -538,10 +538,10 @@ impl<H: Host> Reconciler<H> {
         if !self.background.insert(Background::Sweep) {
             return;
         }
-        let keep: BTreeSet<ReplicaId> = self.parts.core.known();
+        let needed = self.parts.core.needed();
         let host = Arc::clone(&self.parts.host);
         self.spawn(Job::Background(Background::Sweep), async move {
-            Done::Swept(deadline("sweeping", host.sweep(&keep)).await)
+            Done::Swept(deadline("sweeping", host.sweep(&needed)).await)
         });
     }
 

@@ -6,11 +6,13 @@
 
 #[cfg(test)]
 mod host_runtime {
+    pub(crate) mod collect;
     pub(crate) mod containerd;
     pub(crate) mod exec;
     pub(crate) mod images;
     pub(crate) mod lifecycle;
     pub(crate) mod limits;
+    pub(crate) mod logins;
     pub(crate) mod outage;
     pub(crate) mod registry;
 }

@@ -100,6 +100,11 @@ pub(crate) fn berthd(record: &Record, machine: &MachineRecord, layout: &Layout, 
         members.insert("gpu_count".into(), json!(gpu.count));
     }
     let name_servers = super::network::name_servers();
+    let registries: serde_json::Map<String, Value> = wishes
+        .insecure_registries
+        .iter()
+        .map(|host| (host.clone(), json!({"plain_http": true})))
+        .collect();
     to_toml(&json!({
         "cluster_id": record.cluster_id,
         "machine_id": name,
@@ -116,7 +121,7 @@ pub(crate) fn berthd(record: &Record, machine: &MachineRecord, layout: &Layout, 
         "underlay_ip": machine.address,
         "keeper_socket": layout.keeper_socket(name),
         "dns_upstream": name_servers.iter().map(|address| format!("{address}:53")).collect::<Vec<_>>(),
-        "insecure_registries": wishes.insecure_registries,
+        "registries": registries,
         "hostpath_root": layout.volumes(),
         "ephemeral_overcommit": true,
         "capacity": capacity,
@@ -162,6 +167,10 @@ mod tests {
             .unwrap();
         assert_eq!(berthd["capacity"]["gpu_count"].as_integer(), Some(2));
         assert_eq!(berthd["capacity"]["ephemeral"].as_str(), Some("1Ti"));
+        assert_eq!(
+            berthd["registries"]["100.80.7.1:5000"]["plain_http"].as_bool(),
+            Some(true)
+        );
         assert_eq!(berthd["cgroup_parent"].as_str(), Some("/berth-dev-3f9a/m1"));
         assert_eq!(berthd["scheduler"].as_str(), Some("https://100.80.7.1:7601"));
         assert!(containerd(&layout).parse::<toml::Table>().is_ok());

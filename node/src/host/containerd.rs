@@ -35,6 +35,7 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use call::{Headers, Tolerate, within};
 pub use call::{RuntimeError, RuntimeErrorClass};
+pub(crate) use events::timestamp;
 pub use lifecycle::SignalTarget;
 
 use super::cgroup;

@@ -16,8 +16,8 @@ use berth_api::units::Bytes;
 use tokio::sync::Notify;
 
 use super::{
-    Change, Exit, Host, HostError, ImagePresence, NetworkWish, Observed, ObservedContainer, ObservedTask,
-    ProgressSink, Signal, UsageSample,
+    Change, Exit, Host, HostError, ImagePresence, Needed, NetworkWish, Observed, ObservedContainer,
+    ObservedTask, ProgressSink, Signal, UsageSample,
 };
 use crate::execute::{Gate, Silent, perform};
 use crate::replica::{Failure, Outcome, Step};
@@ -549,7 +549,8 @@ impl Host for FakeHost {
         Ok(replicas.iter().map(|id| (id.clone(), sample)).collect())
     }
 
-    async fn sweep(&self, keep: &BTreeSet<ReplicaId>) -> Result<(), HostError> {
+    async fn sweep(&self, needed: &Needed) -> Result<(), HostError> {
+        let keep = &needed.replicas;
         let mut machine = self.machine();
         machine.networks.retain(|id, _| keep.contains(id));
         machine.ephemeral.retain(|id| keep.contains(id));

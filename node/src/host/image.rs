@@ -12,6 +12,10 @@
 //! Failure: every error says whose fault it is ([`ImageError::fault`]). Retries happen here and nowhere else: back-off by
 //! class, Retry-After honoured, a broken download goes on where it broke, silence counts as broken.
 
+mod access;
+mod challenge;
+mod collect;
+mod collector;
 mod local;
 mod manifest;
 mod pull;
@@ -21,7 +25,7 @@ mod retry;
 mod store;
 mod user;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -32,17 +36,20 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::containerd::Runtime;
+use collector::Collector;
 use pull::Puller;
 use registry::Registries;
 use store::Store;
 
+pub use access::{Login, RegistryConfig};
+pub use collect::CollectConfig;
 pub use reference::{InvalidReference, Reference, Selector};
 
 /// Settings of image pulls.
 #[derive(Debug, Clone)]
 pub struct ImagesConfig {
-    /// `host[:port]` of registries that are spoken to over plain HTTP.
-    pub insecure_registries: Vec<String>,
+    /// What is special about single registries, by `host[:port]`.
+    pub registries: BTreeMap<String, RegistryConfig>,
     /// Downloads at once, over all pulls.
     pub parallel_downloads: usize,
     /// Silence after which a download counts as broken.
@@ -51,16 +58,19 @@ pub struct ImagesConfig {
     pub attempts: u32,
     /// The first pause; doubles up to 30 s, with jitter.
     pub backoff: Duration,
+    /// When images that nobody needs are removed.
+    pub collect: CollectConfig,
 }
 
 impl Default for ImagesConfig {
     fn default() -> Self {
         Self {
-            insecure_registries: Vec::new(),
+            registries: BTreeMap::new(),
             parallel_downloads: 3,
             stall_timeout: Duration::from_secs(30),
             attempts: 5,
             backoff: Duration::from_millis(500),
+            collect: CollectConfig::default(),
         }
     }
 }
@@ -163,6 +173,8 @@ pub enum ImageError {
     Unusable { reference: String, message: String },
     #[error("the registry of {reference} fails: {message}")]
     Registry { reference: String, message: String },
+    #[error("no login for the registry of {reference}: {message}")]
+    Login { reference: String, message: String },
     #[error("the image {reference} needs {needed_bytes} bytes, {free_bytes} are free")]
     NoSpace {
         reference: String,
@@ -183,9 +195,11 @@ impl ImageError {
             Self::Reference(_) | Self::Unknown { .. } | Self::Denied { .. } | Self::Unusable { .. } => {
                 Fault::Image
             }
-            Self::Registry { .. } | Self::NoSpace { .. } | Self::Store { .. } | Self::Cancelled { .. } => {
-                Fault::Infrastructure
-            }
+            Self::Registry { .. }
+            | Self::Login { .. }
+            | Self::NoSpace { .. }
+            | Self::Store { .. }
+            | Self::Cancelled { .. } => Fault::Infrastructure,
         }
     }
 }
@@ -210,12 +224,33 @@ pub struct Images {
 
 struct Inner {
     puller: Arc<Puller>,
-    /// Images known to be complete, by normalised reference.
-    known: Mutex<BTreeMap<String, PulledImage>>,
+    known: Arc<KnownImages>,
     /// Pulls under way, by normalised reference.
     flights: Mutex<BTreeMap<String, watch::Sender<Flight>>>,
     tracker: TaskTracker,
     cancel: CancellationToken,
+}
+
+/// Images known to be complete, by normalised reference.
+#[derive(Debug, Default)]
+struct KnownImages(Mutex<BTreeMap<String, PulledImage>>);
+
+impl KnownImages {
+    fn get(&self, name: &str) -> Option<PulledImage> {
+        self.lock().get(name).cloned()
+    }
+
+    fn add(&self, name: String, image: PulledImage) {
+        self.lock().insert(name, image);
+    }
+
+    fn forget(&self, name: &str) {
+        self.lock().remove(name);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, PulledImage>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// One pull as those who wait for it see it.
@@ -238,8 +273,17 @@ impl Images {
     /// When the machine cannot make HTTP connections at all.
     pub fn new(runtime: &Runtime, config: ImagesConfig) -> Result<Self, ImageError> {
         let registries = Registries::new(&config).map_err(|trouble| trouble.of(""))?;
+        let known: Arc<KnownImages> = Arc::default();
+        let store = Store::new(runtime.clone());
         let puller = Puller {
-            store: Store::new(runtime.clone()),
+            collector: Collector {
+                store: store.clone(),
+                config: config.collect,
+                known: Arc::clone(&known),
+                state: Mutex::default(),
+                turn: tokio::sync::Mutex::default(),
+            },
+            store,
             registries,
             downloads: Arc::new(Semaphore::new(config.parallel_downloads.max(1))),
             blobs: Mutex::default(),
@@ -249,7 +293,7 @@ impl Images {
         let guard = Arc::new(cancel.clone().drop_guard());
         let inner = Arc::new(Inner {
             puller: Arc::new(puller),
-            known: Mutex::default(),
+            known,
             flights: Mutex::default(),
             tracker: TaskTracker::new(),
             cancel,
@@ -273,9 +317,9 @@ impl Images {
         let reference = Reference::parse(text)?;
         let name = reference.to_string();
         if let Reference::Registry { .. } = reference
-            && let Some(image) = self.inner.known().get(&name)
+            && let Some(image) = self.inner.known.get(&name)
         {
-            return Ok(image.clone());
+            return Ok(image);
         }
         let mut flight = self.join(&reference, &name);
         let mut last = Progress::default();
@@ -304,7 +348,27 @@ impl Images {
     /// [`super::containerd::RuntimeError::ImageGone`].
     pub fn forget(&self, text: &str) {
         if let Ok(reference) = Reference::parse(text) {
-            self.inner.known().remove(&reference.to_string());
+            self.inner.known.forget(&reference.to_string());
+        }
+    }
+
+    /// Says which images replicas need, all of them. When it is time, others are removed by age, budget and want of space
+    /// ([`CollectConfig`]), in the background: removing large ones takes a disk its time.
+    pub fn keep(&self, references: &BTreeSet<String>) {
+        let parsed = references.iter().filter_map(|text| Reference::parse(text).ok());
+        let needed = parsed.map(|reference| reference.to_string()).collect();
+        if self.inner.puller.collector.keep(needed) {
+            let inner = Arc::clone(&self.inner);
+            self.inner.tracker.spawn(async move {
+                // Cancel-safe: each image is there or gone; what is left is collected next time.
+                let collected = inner
+                    .cancel
+                    .run_until_cancelled(inner.puller.collector.collect(0))
+                    .await;
+                if let Some(Err(trouble)) = collected {
+                    tracing::warn!(trouble = ?trouble, "cannot remove images that nothing needs");
+                }
+            });
         }
     }
 
@@ -341,15 +405,14 @@ impl Inner {
             () = self.cancel.cancelled() => Err(ImageError::Cancelled { reference: name.clone() }),
         };
         if let (Ok(image), Reference::Registry { .. }) = (&outcome, reference) {
-            self.known().insert(name.clone(), image.clone());
+            self.known.add(name.clone(), image.clone());
+        }
+        if outcome.is_ok() {
+            self.puller.collector.pulled();
         }
         // Off the list before the outcome is told: whoever comes later starts anew.
         self.flights().remove(&name);
         sender.send_modify(|flight| flight.outcome = Some(outcome));
-    }
-
-    fn known(&self) -> MutexGuard<'_, BTreeMap<String, PulledImage>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn flights(&self) -> MutexGuard<'_, BTreeMap<String, watch::Sender<Flight>>> {
@@ -390,6 +453,7 @@ mod tests {
         assert_eq!(of(retry::Trouble::Denied("x".into())), Fault::Image);
         assert_eq!(of(retry::Trouble::Unusable("x".into())), Fault::Image);
         assert_eq!(of(retry::Trouble::Registry("x".into())), Fault::Infrastructure);
+        assert_eq!(of(retry::Trouble::Login("x".into())), Fault::Infrastructure);
         assert_eq!(of(retry::Trouble::passing("x")), Fault::Infrastructure);
         let reference = Reference::parse("A").map_err(ImageError::from).unwrap_err();
         assert_eq!(reference.fault(), Fault::Image);

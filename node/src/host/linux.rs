@@ -8,7 +8,7 @@ mod firewall;
 mod logs;
 mod storage;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,11 +30,11 @@ use super::containerd::{
     ContainerPlan, Exit as RuntimeExit, Runtime, RuntimeConfig, RuntimeContainer, RuntimeError,
     RuntimeErrorClass, RuntimeEvent, SignalTarget, TaskStatus,
 };
-use super::image::{Fault as ImageFault, Images, ImagesConfig, PulledImage};
+use super::image::{CollectConfig, Fault as ImageFault, Images, ImagesConfig, PulledImage};
 use super::net::{Attachment, Network, NetworkConfig, Peer as Route};
 use super::spec::{NOFILE_MAX, PIDS_MAX, SpecInput, oci_spec, resources};
 use super::{
-    Change, Exit, Fault, Host, HostError, ImagePresence, NetworkWish, Observed, ObservedContainer,
+    Change, Exit, Fault, Host, HostError, ImagePresence, Needed, NetworkWish, Observed, ObservedContainer,
     ObservedTask, ProgressSink, PullProgress, Signal, UsageSample,
 };
 use crate::config::Config;
@@ -94,7 +94,12 @@ impl LinuxHost {
         .map_err(|error| of_runtime(&error))?;
         let events = AsyncMutex::new(runtime.subscribe());
         let images_config = ImagesConfig {
-            insecure_registries: config.insecure_registries.clone(),
+            registries: config.registries.clone(),
+            collect: CollectConfig {
+                budget: config.image_budget,
+                keep: config.image_keep,
+                ..CollectConfig::default()
+            },
             ..ImagesConfig::default()
         };
         let images = Images::new(&runtime, images_config).map_err(|error| infrastructure(&error))?;
@@ -519,7 +524,8 @@ impl Host for LinuxHost {
         Ok(replicas.iter().filter_map(sample).collect())
     }
 
-    async fn sweep(&self, keep: &BTreeSet<ReplicaId>) -> Result<(), HostError> {
+    async fn sweep(&self, needed: &Needed) -> Result<(), HostError> {
+        let keep = &needed.replicas;
         let attached = self
             .network
             .list()
@@ -533,7 +539,9 @@ impl Host for LinuxHost {
             self.detach(&leftover.replica_id).await?;
         }
         self.storage.sweep(keep).await?;
-        self.logs.hold_running().await
+        self.logs.hold_running().await?;
+        self.images.keep(&needed.images);
+        Ok(())
     }
 }
 

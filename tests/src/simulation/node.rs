@@ -450,7 +450,7 @@ impl Simulation {
                 daemon.core.observed(token, observed, now);
                 daemon.observe_at = self.now + OBSERVE_EVERY_MS;
                 if daemon.core.has_set() {
-                    observing.host.sweep(&daemon.core.known());
+                    observing.host.sweep(&daemon.core.needed().replicas);
                 }
             }
             None => {

@@ -1,5 +1,6 @@
 //! Images from a registry: Debian's docker-registry behind a proxy that can do wrong.
 
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -9,20 +10,27 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use berth_api::time::monotonic;
-use berth_node::host::image::{Fault, ImageError, Images, ImagesConfig};
+use berth_node::host::image::{Fault, ImageError, Images, ImagesConfig, RegistryConfig};
 use berth_tests::oci_layout::{Compression, Entry, Image};
 
 use super::containerd::Containerd;
 
 /// A real registry.
-struct Registry {
-    child: Child,
-    address: SocketAddr,
+pub(crate) struct Registry {
+    pub(crate) child: Child,
+    pub(crate) address: SocketAddr,
     storage: PathBuf,
 }
 
+/// Who may read from a registry, and how it is spoken to.
+pub(crate) struct Guard {
+    pub(crate) htpasswd: PathBuf,
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
 impl Registry {
-    fn start(directory: &Path) -> Option<Self> {
+    pub(crate) fn start(directory: &Path) -> Option<Self> {
         for program in ["docker-registry", "skopeo"] {
             if Command::new(program)
                 .arg("--version")
@@ -35,11 +43,34 @@ impl Registry {
                 return None;
             }
         }
+        Some(Self::serve(directory, None))
+    }
+
+    /// Serves the same images under a name and a password, over TLS.
+    pub(crate) fn guarded(directory: &Path, guard: &Guard) -> Self {
+        Self::serve(directory, Some(guard))
+    }
+
+    fn serve(directory: &Path, guard: Option<&Guard>) -> Self {
         let address = free_address();
         let storage = directory.join("registry");
-        let config = directory.join("registry.yml");
+        let config = directory.join(format!("registry-{}.yml", address.port()));
+        let (tls, auth) = guard.map_or_else(Default::default, |guard| {
+            (
+                format!(
+                    ", tls: {{certificate: {}, key: {}}}",
+                    guard.certificate.display(),
+                    guard.key.display()
+                ),
+                format!(
+                    "auth: {{htpasswd: {{realm: test, path: {}}}}}\n",
+                    guard.htpasswd.display()
+                ),
+            )
+        });
         let text = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {address}}}\n",
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
+             http: {{addr: {address}{tls}}}\n{auth}",
             storage.display()
         );
         std::fs::write(&config, text).unwrap();
@@ -55,14 +86,14 @@ impl Registry {
             assert!(monotonic() < end, "the registry does not start");
             std::thread::sleep(Duration::from_millis(20));
         }
-        Some(Self {
+        Self {
             child,
             address,
             storage,
-        })
+        }
     }
 
-    fn push(&self, layout: &Path, tag: &str, name: &str) {
+    pub(crate) fn push(&self, layout: &Path, tag: &str, name: &str) {
         let status = Command::new("skopeo")
             .args(["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"])
             .arg(format!("oci:{}:{tag}", layout.display()))
@@ -80,13 +111,13 @@ impl Drop for Registry {
     }
 }
 
-fn free_address() -> SocketAddr {
+pub(crate) fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// What the proxy does to a connection that asks for a blob.
 #[derive(Clone, Copy, PartialEq)]
-enum Wrong {
+pub(crate) enum Wrong {
     Nothing,
     /// 429 with Retry-After: 1, so many times.
     Busy(u32),
@@ -104,15 +135,15 @@ enum Wrong {
 const LAYER_LEN_MIN: usize = 1 << 20;
 
 /// A proxy in front of the registry; one request per connection.
-struct Proxy {
-    address: SocketAddr,
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
     wrong: Arc<Mutex<Wrong>>,
-    blob_requests: Arc<AtomicU32>,
+    pub(crate) blob_requests: Arc<AtomicU32>,
     ranges: Arc<Mutex<Vec<String>>>,
 }
 
 impl Proxy {
-    fn start(registry: SocketAddr) -> Self {
+    pub(crate) fn start(registry: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let proxy = Self {
             address: listener.local_addr().unwrap(),
@@ -136,7 +167,7 @@ impl Proxy {
         proxy
     }
 
-    fn does(&self, wrong: Wrong) {
+    pub(crate) fn does(&self, wrong: Wrong) {
         *self.wrong.lock().unwrap() = wrong;
         self.blob_requests.store(0, Ordering::SeqCst);
         self.ranges.lock().unwrap().clear();
@@ -220,19 +251,36 @@ fn serve(
 }
 
 /// An image whose layer does not compress: several requests' worth of bytes.
-fn image(seed: u8) -> Image {
-    let mut noise = vec![0u8; 3 << 20];
+pub(crate) fn image(seed: u8) -> Image {
+    Image {
+        layers: vec![vec![Entry::file("noise", noise(seed, 3 << 20), 0o644)]],
+        cmd: vec!["/noise".into()],
+        compression: Compression::Gzip,
+        ..Image::default()
+    }
+}
+
+/// Bytes that do not compress.
+pub(crate) fn noise(seed: u8, len: usize) -> Vec<u8> {
+    let mut noise = vec![0u8; len];
     let mut state = u32::from(seed) + 1;
     for byte in &mut noise {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         *byte = state.to_be_bytes()[0];
     }
-    Image {
-        layers: vec![vec![Entry::file("noise", noise, 0o644)]],
-        cmd: vec!["/noise".into()],
-        compression: Compression::Gzip,
-        ..Image::default()
-    }
+    noise
+}
+
+/// Registries that are spoken to over plain HTTP.
+pub(crate) fn plain(hosts: &[SocketAddr]) -> BTreeMap<String, RegistryConfig> {
+    let config = RegistryConfig {
+        plain_http: true,
+        ..RegistryConfig::default()
+    };
+    hosts
+        .iter()
+        .map(|host| (host.to_string(), config.clone()))
+        .collect()
 }
 
 struct Setup {
@@ -248,7 +296,7 @@ impl Setup {
         let registry = Registry::start(containerd.directory.path())?;
         let proxy = Proxy::start(registry.address);
         let config = ImagesConfig {
-            insecure_registries: vec![registry.address.to_string(), proxy.address.to_string()],
+            registries: plain(&[registry.address, proxy.address]),
             stall_timeout: Duration::from_secs(1),
             attempts: 4,
             backoff: Duration::from_millis(50),

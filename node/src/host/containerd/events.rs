@@ -250,7 +250,7 @@ fn ended(status: &Status) -> RuntimeError {
     }
 }
 
-pub(super) fn timestamp(time: &prost_types::Timestamp) -> Timestamp {
+pub(crate) fn timestamp(time: &prost_types::Timestamp) -> Timestamp {
     let seconds = u64::try_from(time.seconds).unwrap_or(0);
     let millis = u64::try_from(time.nanos / 1_000_000).unwrap_or(0);
     Timestamp::from_millis(seconds.saturating_mul(1000).saturating_add(millis))

@@ -8,10 +8,11 @@ use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use super::collector::Collector;
 use super::local::{FileBlob, Files};
 use super::manifest::{self, Config, DOCUMENT_SIZE_MAX, Descriptor, Document, Manifest};
 use super::reference::{Reference, Selector};
-use super::registry::{Download, Registries, Repository};
+use super::registry::{Download, Registries, Repository, Route};
 use super::retry::{Backoff, Trouble};
 use super::store::Store;
 use super::{Flight, ImagesConfig, PulledImage, user};
@@ -30,6 +31,7 @@ pub(super) struct Puller {
     pub(super) config: ImagesConfig,
     pub(super) store: Store,
     pub(super) registries: Registries,
+    pub(super) collector: Collector,
     pub(super) downloads: Arc<Semaphore>,
     /// One download per blob, whichever images need it.
     pub(super) blobs: std::sync::Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
@@ -172,8 +174,9 @@ impl Puller {
         selector: &Selector,
     ) -> Result<(Vec<u8>, String), Trouble> {
         let mut backoff = Backoff::new(&self.config);
+        let mut route = self.registries.route(repository);
         loop {
-            let trouble = match self.registries.manifest(repository, selector).await {
+            let trouble = match self.registries.manifest(repository, selector, route).await {
                 Ok(raw) => {
                     let digest = manifest::digest_of(&raw.bytes);
                     match selector {
@@ -185,7 +188,8 @@ impl Puller {
                 }
                 Err(trouble) => trouble,
             };
-            backoff.pause(trouble).await?;
+            backoff.pause(route.blame(trouble)).await?;
+            route = Route::Direct;
         }
     }
 
@@ -203,8 +207,9 @@ impl Puller {
             return Ok(made.to_vec());
         }
         let mut backoff = Backoff::new(&self.config);
+        let mut route = self.first_route(source);
         loop {
-            let trouble = match self.try_document(source, descriptor).await {
+            let trouble = match self.try_document(source, descriptor, route).await {
                 Ok(bytes) => {
                     let digest = manifest::digest_of(&bytes);
                     if digest == descriptor.digest {
@@ -217,12 +222,25 @@ impl Puller {
                 }
                 Err(trouble) => trouble,
             };
-            backoff.pause(trouble).await?;
+            backoff.pause(route.blame(trouble)).await?;
+            route = Route::Direct;
         }
     }
 
-    async fn try_document(&self, source: &Source, descriptor: &Descriptor) -> Result<Vec<u8>, Trouble> {
-        let mut stream = self.open(source, &descriptor.digest, 0).await?;
+    fn first_route(&self, source: &Source) -> Route {
+        match source {
+            Source::Registry(repository) => self.registries.route(repository),
+            Source::Files(_) => Route::Direct,
+        }
+    }
+
+    async fn try_document(
+        &self,
+        source: &Source,
+        descriptor: &Descriptor,
+        route: Route,
+    ) -> Result<Vec<u8>, Trouble> {
+        let mut stream = self.open(source, &descriptor.digest, 0, route).await?;
         let mut bytes = Vec::new();
         while let Some(chunk) = stream.chunk().await? {
             bytes.extend_from_slice(&chunk);
@@ -236,10 +254,16 @@ impl Puller {
         Ok(bytes)
     }
 
-    async fn open(&self, source: &Source, digest: &str, offset: u64) -> Result<Stream, Trouble> {
+    async fn open(
+        &self,
+        source: &Source,
+        digest: &str,
+        offset: u64,
+        route: Route,
+    ) -> Result<Stream, Trouble> {
         match source {
             Source::Registry(repository) => {
-                let download = self.registries.blob(repository, digest, offset).await;
+                let download = self.registries.blob(repository, digest, offset, route).await;
                 match download {
                     // The manifest is there, so the image is: its registry lost a part.
                     Err(Trouble::Unknown(message)) => Err(Trouble::Registry(format!(
@@ -343,24 +367,23 @@ impl Puller {
         Ok(())
     }
 
+    /// Makes room where there is too little. Without containerd's word on where it unpacks, nothing is known and all is tried.
     async fn check_space(&self, needed: u64) -> Result<(), Trouble> {
-        let Some(root) = self.store.snapshot_root().await else {
+        let needed_bytes = needed.saturating_mul(SPACE_FACTOR);
+        let Some((free_bytes, _)) = self.collector.space().await else {
             return Ok(());
         };
-        let Ok(stat) = rustix::fs::statvfs(root.as_str()) else {
+        if needed_bytes <= free_bytes {
             return Ok(());
-        };
-        let (needed_bytes, free_bytes) = (
-            needed.saturating_mul(SPACE_FACTOR),
-            stat.f_bavail.saturating_mul(stat.f_frsize),
-        );
-        if needed_bytes > free_bytes {
-            return Err(Trouble::NoSpace {
+        }
+        self.collector.collect(needed_bytes - free_bytes).await?;
+        match self.collector.space().await {
+            Some((free_bytes, _)) if needed_bytes > free_bytes => Err(Trouble::NoSpace {
                 needed_bytes,
                 free_bytes,
-            });
+            }),
+            Some(_) | None => Ok(()),
         }
-        Ok(())
     }
 
     /// One layer into the content store. Downloads of one blob follow each other; the second finds it there.
@@ -382,7 +405,14 @@ impl Puller {
         loop {
             let labels = HashMap::from([("containerd.io/uncompressed".to_owned(), diff_id.to_owned())]);
             let mut on_bytes = |bytes: u64| count(report, &mut counted, bytes);
-            let result = self.try_blob(source, blob, labels, store, &mut on_bytes).await;
+            let route = if wrong_digests == 0 {
+                self.first_route(source)
+            } else {
+                Route::Direct
+            };
+            let result = self
+                .try_blob((source, route), blob, labels, store, &mut on_bytes)
+                .await;
             match result {
                 Ok(()) => {
                     count(report, &mut counted, blob.size);
@@ -406,7 +436,7 @@ impl Puller {
 
     async fn try_blob(
         &self,
-        source: &Source,
+        (source, mut route): (&Source, Route),
         blob: &Descriptor,
         labels: HashMap<String, String>,
         store: &Store,
@@ -419,12 +449,15 @@ impl Puller {
         while writer.offset() < blob.size {
             let before = writer.offset();
             on_bytes(before);
-            let result = self.copy(source, blob, &mut writer, on_bytes).await;
+            let blamed = route;
+            let result = self.copy(source, blob, &mut writer, route, on_bytes).await;
             if writer.offset() > before {
                 backoff.reset();
+            } else {
+                route = Route::Direct;
             }
             if let Err(trouble) = result {
-                backoff.pause(trouble).await?;
+                backoff.pause(blamed.blame(trouble)).await?;
             }
         }
         writer.commit().await.map_err(|error| match error {
@@ -461,9 +494,10 @@ impl Puller {
         source: &Source,
         blob: &Descriptor,
         writer: &mut super::store::Writer,
+        route: Route,
         on_bytes: &mut (dyn FnMut(u64) + Send),
     ) -> Result<(), Trouble> {
-        let mut stream = self.open(source, &blob.digest, writer.offset()).await?;
+        let mut stream = self.open(source, &blob.digest, writer.offset(), route).await?;
         let mut pending = BytesMut::new();
         loop {
             let chunk = stream.chunk().await;
@@ -579,10 +613,10 @@ impl From<Trouble> for BlobTrouble {
     }
 }
 
-/// How many layers from the bottom are unpacked.
+/// How many layers from the bottom are unpacked, and stay so under the lease.
 async fn unpacked_len(store: &Store, chain: &[String]) -> Result<usize, RuntimeError> {
     for (index, chain_id) in chain.iter().enumerate().rev() {
-        if store.has_snapshot(chain_id).await? {
+        if store.hold_snapshot(chain_id).await? {
             return Ok(index + 1);
         }
     }

@@ -1,18 +1,21 @@
-//! Registries over HTTP: manifests and blobs, tokens, what a status means.
+//! Registries over HTTP: manifests and blobs, mirrors, logins and tokens, what a status means.
 //!
 //! Our own client because we need what the usual ones hide: Retry-After, the place where a download broke, silence.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
-use berth_api::time::monotonic;
+use berth_api::time::{Timestamp, monotonic};
 use bytes::Bytes;
 use reqwest::header::{self, HeaderMap, HeaderValue};
-use reqwest::{Response, StatusCode};
+use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 
 use super::ImagesConfig;
+use super::access::{Credentials, RegistryConfig};
+use super::challenge::Challenge;
 use super::manifest::{ACCEPT, DOCUMENT_SIZE_MAX};
 use super::reference::Selector;
 use super::retry::Trouble;
@@ -22,21 +25,50 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Tokens of registries that do not say how long they are good for.
 const TOKEN_LIFETIME_DEFAULT: Duration = Duration::from_secs(60);
+/// A password that a helper gave is asked for again after this time: that of a cloud is good for hours.
+const PASSWORD_LIFETIME: Duration = Duration::from_secs(600);
+/// How long a mirror that does not answer is passed over, unless it says so itself.
+const MIRROR_REST: Duration = Duration::from_secs(60);
 
 /// Talks to registries. One for all pulls: connections and tokens are shared.
 #[derive(Debug)]
 pub(super) struct Registries {
     http: reqwest::Client,
-    insecure: Vec<String>,
+    configs: BTreeMap<String, RegistryConfig>,
     stall_timeout: Duration,
+    /// Of registries with certificates of their own.
+    clients: Mutex<BTreeMap<String, reqwest::Client>>,
     /// By host and repository.
     tokens: Mutex<BTreeMap<(String, String), Token>>,
+    /// Mirrors that failed, and until when they are passed over.
+    resting: Mutex<BTreeMap<String, Instant>>,
 }
 
 #[derive(Debug, Clone)]
 struct Token {
     authorization: HeaderValue,
     good_until: Instant,
+}
+
+/// Whom to ask for a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Route {
+    /// Its mirrors, one after the other, and the registry at last.
+    Mirrors,
+    /// The registry alone: there is no mirror, or what came by one could not be used.
+    Direct,
+}
+
+impl Route {
+    /// What a mirror makes of an image is not the image's fault: the registry is asked next.
+    pub(super) fn blame(self, trouble: Trouble) -> Trouble {
+        match (self, trouble) {
+            (Self::Mirrors, Trouble::Unusable(message) | Trouble::Registry(message)) => {
+                Trouble::passing(message)
+            }
+            (Self::Mirrors | Self::Direct, trouble) => trouble,
+        }
+    }
 }
 
 /// One repository of one registry.
@@ -64,17 +96,26 @@ pub(super) struct Download {
 
 impl Registries {
     pub(super) fn new(config: &ImagesConfig) -> Result<Self, Trouble> {
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .user_agent("berthd")
+        let http = client()
             .build()
             .map_err(|error| Trouble::Store(format!("no HTTP client: {}", chain(&error))))?;
         Ok(Self {
             http,
-            insecure: config.insecure_registries.clone(),
+            configs: config.registries.clone(),
             stall_timeout: config.stall_timeout,
+            clients: Mutex::default(),
             tokens: Mutex::default(),
+            resting: Mutex::default(),
         })
+    }
+
+    /// How to ask for something for the first time.
+    pub(super) fn route(&self, repository: &Repository) -> Route {
+        if self.config(&repository.registry).mirrors.is_empty() {
+            Route::Direct
+        } else {
+            Route::Mirrors
+        }
     }
 
     /// The manifest or index that a tag or digest names.
@@ -82,10 +123,11 @@ impl Registries {
         &self,
         repository: &Repository,
         selector: &Selector,
+        route: Route,
     ) -> Result<RawManifest, Trouble> {
         let path = format!("manifests/{selector}");
         let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(ACCEPT))]);
-        let response = self.get(repository, &path, &headers).await?;
+        let response = self.get(repository, &path, &headers, route).await?;
         let media_type = response
             .headers()
             .get(header::CONTENT_TYPE)
@@ -104,13 +146,15 @@ impl Registries {
         repository: &Repository,
         digest: &str,
         offset: u64,
+        route: Route,
     ) -> Result<Download, Trouble> {
         let mut headers = HeaderMap::new();
         if offset > 0 {
             let range = HeaderValue::try_from(format!("bytes={offset}-")).expect("digits are a header value");
             headers.insert(header::RANGE, range);
         }
-        let response = self.get(repository, &format!("blobs/{digest}"), &headers).await?;
+        let path = format!("blobs/{digest}");
+        let response = self.get(repository, &path, &headers, route).await?;
         let skip = if response.status() == StatusCode::PARTIAL_CONTENT {
             0
         } else {
@@ -141,90 +185,139 @@ impl Registries {
         Ok(body)
     }
 
-    /// GET with the token of the repository; gets a new one when the registry asks for it.
+    /// GET from the mirrors and the registry of a repository, as the route says.
     async fn get(
         &self,
         repository: &Repository,
         path: &str,
         headers: &HeaderMap,
+        route: Route,
     ) -> Result<Response, Trouble> {
-        let url = format!(
-            "{}/v2/{}/{path}",
-            self.base(&repository.registry),
-            repository.name
-        );
-        let key = (repository.registry.clone(), repository.name.clone());
-        let known = self.token(&key);
-        let response = self.send(&url, headers, known.as_ref()).await?;
+        if route == Route::Mirrors {
+            for mirror in &self.config(&repository.registry).mirrors {
+                if self.is_resting(mirror) {
+                    continue;
+                }
+                match self.get_from(mirror, &repository.name, path, headers).await {
+                    Ok(response) => return Ok(response),
+                    Err(trouble) => {
+                        tracing::debug!(mirror, repository = repository.name, path, trouble = ?trouble, "a mirror fails");
+                        self.rest(mirror, &trouble);
+                    }
+                }
+            }
+        }
+        self.get_from(&repository.registry, &repository.name, path, headers)
+            .await
+    }
+
+    /// GET from one host, with its token; logs in when the host asks for it.
+    async fn get_from(
+        &self,
+        host: &str,
+        repository: &str,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Result<Response, Trouble> {
+        let http = self.client_of(host).await?;
+        let url = format!("{}/v2/{repository}/{path}", self.base(host));
+        let key = (host.to_owned(), repository.to_owned());
+        let get = |authorization: Option<&HeaderValue>| {
+            let mut request = http.get(&url).headers(headers.clone());
+            if let Some(authorization) = authorization {
+                request = request.header(header::AUTHORIZATION, authorization);
+            }
+            request
+        };
+        let response = send(get(self.token(&key).as_ref())).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return judged(response);
         }
-        let challenge = response
-            .headers()
-            .get(header::WWW_AUTHENTICATE)
-            .and_then(|value| value.to_str().ok())
-            .and_then(Challenge::parse);
-        let Some(challenge) = challenge else {
-            return Err(Trouble::Denied("the registry asks for a login".into()));
+        let asked = response.headers().get_all(header::WWW_AUTHENTICATE);
+        let Some(challenge) = Challenge::pick(asked.iter().filter_map(|value| value.to_str().ok())) else {
+            return Err(Trouble::Denied(format!(
+                "{host} asks for a login of an unknown kind"
+            )));
         };
-        let token = self.new_token(&challenge, &repository.name).await?;
-        let authorization = token.authorization.clone();
-        self.tokens
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key, token);
-        judged(self.send(&url, headers, Some(&authorization)).await?)
+        let credentials = match &self.config(host).login {
+            Some(login) => Some(login.credentials(host).await?),
+            None => None,
+        };
+        let token = match challenge {
+            Challenge::Basic => password_token(host, credentials.as_ref())?,
+            Challenge::Bearer {
+                realm,
+                service,
+                scope,
+            } => {
+                let scope = scope.unwrap_or_else(|| format!("repository:{repository}:pull"));
+                let wanted = Wanted {
+                    realm: self.realm(host, &realm, credentials.is_some())?,
+                    service: service.as_deref(),
+                    scope: &scope,
+                };
+                self.new_token(host, &http, wanted, credentials.as_ref()).await?
+            }
+        };
+        let response = send(get(Some(&token.authorization))).await?;
+        if matches!(
+            response.status(),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+        ) {
+            self.tokens().remove(&key);
+            return Err(refused(host, credentials.as_ref(), response.status()));
+        }
+        self.tokens().insert(key, token);
+        judged(response)
     }
 
-    fn token(&self, key: &(String, String)) -> Option<HeaderValue> {
-        let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        let token = tokens.get(key)?;
-        (token.good_until > monotonic()).then(|| token.authorization.clone())
+    /// The token server. No login goes there in the clear, unless the registry itself is spoken to so.
+    fn realm(&self, host: &str, realm: &str, has_login: bool) -> Result<Url, Trouble> {
+        let url = Url::parse(realm)
+            .map_err(|error| Trouble::Registry(format!("its token realm {realm:?}: {error}")))?;
+        if has_login && url.scheme() != "https" && !self.config(host).plain_http {
+            return Err(Trouble::Registry(format!(
+                "its token realm {realm:?} is not https: the login is not sent there"
+            )));
+        }
+        Ok(url)
     }
 
-    async fn send(
+    async fn new_token(
         &self,
-        url: &str,
-        headers: &HeaderMap,
-        authorization: Option<&HeaderValue>,
-    ) -> Result<Response, Trouble> {
-        let mut request = self.http.get(url).headers(headers.clone());
-        if let Some(authorization) = authorization {
-            request = request.header(header::AUTHORIZATION, authorization);
-        }
-        match tokio::time::timeout(ANSWER_TIMEOUT, request.send()).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(Trouble::passing(chain(&error))),
-            Err(_elapsed) => Err(Trouble::passing(format!(
-                "no answer within {} s from {url}",
-                ANSWER_TIMEOUT.as_secs()
-            ))),
-        }
-    }
-
-    async fn new_token(&self, challenge: &Challenge, repository: &str) -> Result<Token, Trouble> {
+        host: &str,
+        http: &reqwest::Client,
+        wanted: Wanted<'_>,
+        credentials: Option<&Credentials>,
+    ) -> Result<Token, Trouble> {
         #[derive(Deserialize)]
         struct Answer {
-            #[serde(alias = "access_token")]
-            token: String,
+            // Some send both names.
+            #[serde(default)]
+            token: Option<String>,
+            #[serde(default)]
+            access_token: Option<String>,
             #[serde(default)]
             expires_in: Option<u64>,
         }
-        let scope = challenge
-            .scope
-            .clone()
-            .unwrap_or_else(|| format!("repository:{repository}:pull"));
-        let mut url = reqwest::Url::parse(&challenge.realm)
-            .map_err(|error| Trouble::Registry(format!("its token realm {:?}: {error}", challenge.realm)))?;
-        if let Some(service) = &challenge.service {
-            url.query_pairs_mut().append_pair("service", service);
+        let response = send(wanted.request(http, credentials)).await?;
+        if matches!(
+            response.status(),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+        ) {
+            return Err(refused(host, credentials, response.status()));
         }
-        url.query_pairs_mut().append_pair("scope", &scope);
-        let response = self.send(url.as_str(), &HeaderMap::new(), None).await?;
         let body = self.bounded_body(judged(response)?).await?;
-        let answer: Answer = serde_json::from_slice(&body)
-            .map_err(|error| Trouble::Registry(format!("its token cannot be read: {error}")))?;
-        let mut authorization = HeaderValue::try_from(format!("Bearer {}", answer.token))
+        // Not with the parser's words: they may hold a part of the answer.
+        let answer: Answer = serde_json::from_slice(&body).map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            Trouble::Registry(format!("its token cannot be read (line {line}, column {column})"))
+        })?;
+        let token = answer
+            .token
+            .or(answer.access_token)
+            .ok_or_else(|| Trouble::Registry("its token server answers without a token".into()))?;
+        let mut authorization = HeaderValue::try_from(format!("Bearer {token}"))
             .map_err(|_| Trouble::Registry("its token is no header value".into()))?;
         authorization.set_sensitive(true);
         let lifetime = answer
@@ -237,18 +330,161 @@ impl Registries {
         })
     }
 
-    fn base(&self, registry: &str) -> String {
-        let scheme = if self.insecure.iter().any(|host| host == registry) {
+    /// The client for a host: one of its own where it has certificates of its own.
+    async fn client_of(&self, host: &str) -> Result<reqwest::Client, Trouble> {
+        let Some(path) = &self.config(host).ca_file else {
+            return Ok(self.http.clone());
+        };
+        let known = self.clients().get(host).cloned();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let made = client_trusting(path).await.map_err(|error| {
+            Trouble::Login(format!("the certificates {} of {host}: {error}", path.display()))
+        })?;
+        self.clients().insert(host.to_owned(), made.clone());
+        Ok(made)
+    }
+
+    fn config(&self, host: &str) -> &RegistryConfig {
+        static PLAIN: RegistryConfig = RegistryConfig {
+            plain_http: false,
+            mirrors: Vec::new(),
+            ca_file: None,
+            login: None,
+        };
+        self.configs.get(host).unwrap_or(&PLAIN)
+    }
+
+    fn base(&self, host: &str) -> String {
+        let scheme = if self.config(host).plain_http {
             "http"
         } else {
             "https"
         };
-        let host = if registry == "docker.io" {
+        let host = if host == "docker.io" {
             "registry-1.docker.io"
         } else {
-            registry
+            host
         };
         format!("{scheme}://{host}")
+    }
+
+    fn is_resting(&self, mirror: &str) -> bool {
+        let resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        resting.get(mirror).is_some_and(|until| monotonic() < *until)
+    }
+
+    /// A mirror that is down would cost its time-out for every blob.
+    fn rest(&self, mirror: &str, trouble: &Trouble) {
+        let Trouble::Passing { after, .. } = trouble else {
+            return;
+        };
+        let until = monotonic() + after.unwrap_or(MIRROR_REST).min(MIRROR_REST);
+        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        resting.insert(mirror.to_owned(), until);
+    }
+
+    fn token(&self, key: &(String, String)) -> Option<HeaderValue> {
+        let tokens = self.tokens();
+        let token = tokens.get(key)?;
+        (token.good_until > monotonic()).then(|| token.authorization.clone())
+    }
+
+    fn tokens(&self) -> MutexGuard<'_, BTreeMap<(String, String), Token>> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn clients(&self) -> MutexGuard<'_, BTreeMap<String, reqwest::Client>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The token that a registry asks for.
+struct Wanted<'a> {
+    realm: Url,
+    service: Option<&'a str>,
+    scope: &'a str,
+}
+
+impl Wanted<'_> {
+    /// GET with the password if there is one, POST with an identity token.
+    fn request(mut self, http: &reqwest::Client, credentials: Option<&Credentials>) -> RequestBuilder {
+        let mut wishes = vec![("scope", self.scope)];
+        wishes.extend(self.service.map(|service| ("service", service)));
+        if let Some(Credentials::IdentityToken(token)) = credentials {
+            let mut form = self.realm.clone();
+            form.query_pairs_mut()
+                .clear()
+                .extend_pairs(&wishes)
+                .extend_pairs([("grant_type", "refresh_token"), ("client_id", "berthd")])
+                .append_pair("refresh_token", token);
+            return http
+                .post(self.realm)
+                .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+                .body(form.query().unwrap_or_default().to_owned());
+        }
+        self.realm.query_pairs_mut().extend_pairs(&wishes);
+        let request = http.get(self.realm);
+        match credentials.and_then(Credentials::basic) {
+            Some(password) => request.header(header::AUTHORIZATION, password),
+            None => request,
+        }
+    }
+}
+
+fn client() -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .user_agent("berthd")
+}
+
+async fn client_trusting(path: &Path) -> Result<reqwest::Client, String> {
+    let pem = tokio::fs::read(path).await.map_err(|error| error.to_string())?;
+    let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| chain(&error))?;
+    if certificates.is_empty() {
+        return Err("no certificate in it".into());
+    }
+    client()
+        .tls_certs_merge(certificates)
+        .build()
+        .map_err(|error| chain(&error))
+}
+
+fn password_token(host: &str, credentials: Option<&Credentials>) -> Result<Token, Trouble> {
+    let password = credentials.and_then(Credentials::basic);
+    let authorization = password.ok_or_else(|| match credentials {
+        Some(_) => Trouble::Login(format!(
+            "{host} takes a password, its helper gives an identity token"
+        )),
+        None => refused(host, None, StatusCode::UNAUTHORIZED),
+    })?;
+    Ok(Token {
+        authorization,
+        good_until: monotonic() + PASSWORD_LIFETIME,
+    })
+}
+
+/// A registry says no: to us, or to nobody in particular.
+fn refused(host: &str, credentials: Option<&Credentials>, status: StatusCode) -> Trouble {
+    Trouble::Denied(match credentials {
+        Some(credentials) => format!("{host} answers {status} to {}", credentials.who()),
+        None => format!(
+            "{host} answers {status}, and no login is configured: the image may not exist, or berthd.toml needs \
+             [registries.{host:?}] with username and password_file, or credential_helper"
+        ),
+    })
+}
+
+async fn send(request: RequestBuilder) -> Result<Response, Trouble> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, request.send()).await {
+        Ok(Ok(response)) => Ok(response),
+        // The address may hold what a token server was asked.
+        Ok(Err(error)) => Err(Trouble::passing(chain(&error.without_url()))),
+        Err(_elapsed) => Err(Trouble::passing(format!(
+            "no answer within {} s",
+            ANSWER_TIMEOUT.as_secs()
+        ))),
     }
 }
 
@@ -288,30 +524,29 @@ fn judged(response: Response) -> Result<Response, Trouble> {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Trouble::Denied(what)),
         StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Err(Trouble::Passing {
             message: what,
-            after: retry_after(response.headers()),
+            after: retry_after(response.headers(), Timestamp::now()),
         }),
         status if status.is_server_error() => Err(Trouble::Passing {
             message: what,
-            after: retry_after(response.headers()),
+            after: retry_after(response.headers(), Timestamp::now()),
         }),
         _ => Err(Trouble::Registry(what)),
     }
 }
 
-/// Retry-After in its form of seconds; the form of a date is left to our own back-off.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers
-        .get(header::RETRY_AFTER)?
-        .to_str()
-        .ok()?
-        .trim()
-        .parse()
-        .ok()?;
-    Some(Duration::from_secs(seconds))
+/// Retry-After (RFC 9110, 10.2.3): seconds or a date. A date in the past asks for no patience.
+fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    let now = SystemTime::UNIX_EPOCH + Duration::from_millis(now.millis());
+    Some(date.duration_since(now).unwrap_or_default())
 }
 
 /// An error with its causes: the transport's own text alone says only that sending failed.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -322,63 +557,46 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// A `WWW-Authenticate: Bearer` header.
-#[derive(Debug, PartialEq, Eq)]
-struct Challenge {
-    realm: String,
-    service: Option<String>,
-    scope: Option<String>,
-}
-
-impl Challenge {
-    fn parse(text: &str) -> Option<Self> {
-        let (scheme, mut rest) = text.trim().split_once(' ')?;
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return None;
-        }
-        let mut parameters = BTreeMap::new();
-        // name="value", with commas inside values (scopes) and between parameters.
-        while let Some((name, after)) = rest.split_once('=') {
-            let name = name.trim_matches([',', ' ']).to_ascii_lowercase();
-            let (value, next) = match after.strip_prefix('"') {
-                Some(quoted) => quoted.split_once('"')?,
-                None => after.split_once(',').unwrap_or((after, "")),
-            };
-            parameters.insert(name, value.to_owned());
-            rest = next;
-        }
-        Some(Self {
-            realm: parameters.remove("realm")?,
-            service: parameters.remove("service"),
-            scope: parameters.remove("scope"),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn reads_challenges() {
-        let text =
-            r#"Bearer realm="https://auth.r.io/token",service="r.io",scope="repository:a/b:pull,push""#;
-        let expected = Challenge {
-            realm: "https://auth.r.io/token".into(),
-            service: Some("r.io".into()),
-            scope: Some("repository:a/b:pull,push".into()),
+    fn reads_retry_after_in_seconds_and_as_a_date() {
+        let now = "2026-10-21T07:27:30Z".parse::<Timestamp>().unwrap();
+        let after = |value| {
+            let headers = HeaderMap::from_iter([(header::RETRY_AFTER, HeaderValue::from_static(value))]);
+            retry_after(&headers, now)
         };
-        assert_eq!(Challenge::parse(text), Some(expected));
-        assert_eq!(Challenge::parse("Basic realm=\"x\""), None);
-        assert_eq!(Challenge::parse("Bearer service=\"x\""), None);
-        assert_eq!(Challenge::parse("Bearer realm=\"unfinished"), None);
+        assert_eq!(after("7"), Some(Duration::from_secs(7)));
+        assert_eq!(
+            after("Wed, 21 Oct 2026 07:28:00 GMT"),
+            Some(Duration::from_secs(30))
+        );
+        assert_eq!(after("Wed, 21 Oct 2026 07:20:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(after("soon"), None);
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
     }
 
     #[test]
-    fn reads_retry_after_in_seconds() {
-        let headers = |value| HeaderMap::from_iter([(header::RETRY_AFTER, HeaderValue::from_static(value))]);
-        assert_eq!(retry_after(&headers("7")), Some(Duration::from_secs(7)));
-        assert_eq!(retry_after(&headers("Wed, 21 Oct 2026 07:28:00 GMT")), None);
-        assert_eq!(retry_after(&HeaderMap::new()), None);
+    fn no_login_goes_to_a_token_server_in_the_clear() {
+        let plain = RegistryConfig {
+            plain_http: true,
+            ..RegistryConfig::default()
+        };
+        let config = ImagesConfig {
+            registries: BTreeMap::from([("plain:5000".to_owned(), plain)]),
+            ..ImagesConfig::default()
+        };
+        let registries = Registries::new(&config).unwrap();
+        assert!(registries.realm("r.io", "http://r.io/token", true).is_err());
+        assert!(registries.realm("r.io", "http://r.io/token", false).is_ok());
+        assert!(registries.realm("r.io", "https://auth.r.io/token", true).is_ok());
+        assert!(
+            registries
+                .realm("plain:5000", "http://plain:5000/token", true)
+                .is_ok()
+        );
+        assert!(registries.realm("r.io", "no url", true).is_err());
     }
 }

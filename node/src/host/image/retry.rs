@@ -15,6 +15,8 @@ pub(super) enum Trouble {
     Denied(String),
     Unusable(String),
     Registry(String),
+    /// What is needed to log in cannot be had on this machine.
+    Login(String),
     Store(String),
     NoSpace {
         needed_bytes: u64,
@@ -44,6 +46,7 @@ impl Trouble {
             Self::Registry(message) | Self::Passing { message, .. } => {
                 ImageError::Registry { reference, message }
             }
+            Self::Login(message) => ImageError::Login { reference, message },
             Self::Store(message) => ImageError::Store { reference, message },
             Self::NoSpace {
                 needed_bytes,

@@ -6,13 +6,13 @@ use std::time::Duration;
 use berth_api::time::Timestamp;
 use bytes::Bytes;
 use containerd_client::services::v1::snapshots::{
-    CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
+    CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest, UsageRequest,
     ViewSnapshotRequest,
 };
 use containerd_client::services::v1::{
-    AbortRequest, ApplyRequest, CreateImageRequest, CreateRequest, DeleteContentRequest, DeleteRequest,
-    GetImageRequest, Image, PluginsRequest, ReadContentRequest, UpdateImageRequest, WriteAction,
-    WriteContentRequest, WriteContentResponse,
+    AbortRequest, AddResourceRequest, ApplyRequest, CreateImageRequest, CreateRequest, DeleteContentRequest,
+    DeleteImageRequest, DeleteRequest, GetImageRequest, Image, ListImagesRequest, PluginsRequest,
+    ReadContentRequest, Resource, UpdateImageRequest, WriteAction, WriteContentRequest, WriteContentResponse,
 };
 use containerd_client::tonic::Streaming;
 use containerd_client::types;
@@ -21,14 +21,43 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::manifest::{DOCUMENT_SIZE_MAX, Descriptor};
 use super::retry::Trouble;
-use crate::host::containerd::{Headers, Runtime, RuntimeError, Tolerate as _, within};
+use crate::host::containerd::{Headers, Runtime, RuntimeError, Tolerate as _, timestamp, within};
 
 /// A lease that a killed daemon left ends by itself.
 const LEASE_LIFETIME: Duration = Duration::from_secs(6 * 3600);
 /// Unpacking: a floor, and the slowest disk that is waited for.
 const APPLY_TIMEOUT_MIN: Duration = Duration::from_secs(120);
 const APPLY_BYTES_PER_SECOND_MIN: u64 = 1 << 20;
-const GC_ROOT: &str = "containerd.io/gc.root";
+/// When a replica was last seen to need an image, RFC 3339, on its record.
+const LABEL_LAST_USED: &str = "berth.dev/last-used";
+
+/// Removing the files of large layers takes its time.
+const DELETE_IMAGE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// An image as containerd's records have it.
+#[derive(Debug, Clone)]
+pub(super) struct ImageRecord {
+    pub(super) name: String,
+    pub(super) target: types::Descriptor,
+    /// When a replica was last seen to need it; at the beginning, when it was pulled.
+    pub(super) last_used: Timestamp,
+}
+
+impl ImageRecord {
+    fn read(image: Image) -> Option<Self> {
+        let labelled = image
+            .labels
+            .get(LABEL_LAST_USED)
+            .and_then(|text| text.parse().ok());
+        let written = image.updated_at.or(image.created_at);
+        let written = written.map(|at| timestamp(&at)).unwrap_or_default();
+        Some(Self {
+            name: image.name,
+            target: image.target?,
+            last_used: labelled.unwrap_or(written).max(written),
+        })
+    }
+}
 
 /// containerd's stores under one lease, or none.
 #[derive(Debug, Clone)]
@@ -135,6 +164,70 @@ impl Store {
         .map(|_| ())
     }
 
+    /// All image records.
+    pub(super) async fn images(&self) -> Result<Vec<ImageRecord>, RuntimeError> {
+        let request = self
+            .headers
+            .request(ListImagesRequest::default(), Some(self.deadline()));
+        let answer = within("list images", "", self.deadline(), async {
+            self.runtime.client().images().list(request).await
+        });
+        let images = answer.await?.into_inner().images;
+        Ok(images.into_iter().filter_map(ImageRecord::read).collect())
+    }
+
+    /// Writes down that an image is in use.
+    pub(super) async fn mark_used(&self, name: &str, at: Timestamp) -> Result<(), RuntimeError> {
+        let update = UpdateImageRequest {
+            image: Some(Image {
+                name: name.into(),
+                labels: HashMap::from([(LABEL_LAST_USED.to_owned(), at.to_string())]),
+                ..Default::default()
+            }),
+            update_mask: Some(prost_types::FieldMask {
+                paths: vec![format!("labels.{LABEL_LAST_USED}")],
+            }),
+            ..Default::default()
+        };
+        let request = self.headers.request(update, Some(self.deadline()));
+        within("mark image", name, self.deadline(), async {
+            self.runtime.client().images().update(request).await
+        })
+        .await
+        .or_gone()
+        .map(|_| ())
+    }
+
+    /// Removes an image record and, before it answers, whatever only that one kept.
+    pub(super) async fn delete_image(&self, name: &str) -> Result<(), RuntimeError> {
+        let delete = DeleteImageRequest {
+            name: name.into(),
+            sync: true,
+            ..Default::default()
+        };
+        let request = self.headers.request(delete, Some(DELETE_IMAGE_TIMEOUT));
+        within("delete image", name, DELETE_IMAGE_TIMEOUT, async {
+            self.runtime.client().images().delete(request).await
+        })
+        .await
+        .or_gone()
+        .map(|_| ())
+    }
+
+    /// Bytes that one unpacked layer takes; none when it is not there.
+    pub(super) async fn snapshot_bytes(&self, chain_id: &str) -> Result<Option<u64>, RuntimeError> {
+        let usage = UsageRequest {
+            snapshotter: self.snapshotter(),
+            key: chain_id.into(),
+        };
+        let request = self.headers.request(usage, Some(self.deadline()));
+        let answer = within("usage of snapshot", chain_id, self.deadline(), async {
+            self.runtime.client().snapshots().usage(request).await
+        });
+        let usage = answer.await.or_gone()?;
+        Ok(usage.map(|usage| u64::try_from(usage.into_inner().size).unwrap_or(0)))
+    }
+
     /// A document from the content store; None when it is not there.
     pub(super) async fn document(&self, digest: &str) -> Result<Option<Vec<u8>>, RuntimeError> {
         let read = ReadContentRequest {
@@ -225,6 +318,30 @@ impl Store {
         .map(|_| ())
     }
 
+    /// Whether a layer is unpacked; if so it stays until the end of the lease, whatever images go meanwhile.
+    pub(super) async fn hold_snapshot(&self, chain_id: &str) -> Result<bool, RuntimeError> {
+        if !self.has_snapshot(chain_id).await? {
+            return Ok(false);
+        }
+        let Some(lease) = &self.lease else {
+            return Ok(true);
+        };
+        let add = AddResourceRequest {
+            id: lease.clone(),
+            resource: Some(Resource {
+                id: chain_id.into(),
+                r#type: format!("snapshots/{}", self.snapshotter()),
+            }),
+        };
+        let request = self.runtime.headers().request(add, Some(self.deadline()));
+        within("hold snapshot", chain_id, self.deadline(), async {
+            self.runtime.client().leases().add_resource(request).await
+        })
+        .await?;
+        // It may have gone just before.
+        self.has_snapshot(chain_id).await
+    }
+
     pub(super) async fn has_snapshot(&self, chain_id: &str) -> Result<bool, RuntimeError> {
         let stat = StatSnapshotRequest {
             snapshotter: self.snapshotter(),
@@ -301,7 +418,8 @@ impl Store {
             snapshotter: self.snapshotter(),
             name: chain_id.into(),
             key: key.into(),
-            labels: HashMap::from([(GC_ROOT.to_owned(), Timestamp::now().to_string())]),
+            // Kept by the lease, then by the reference that the image's config holds to the topmost one.
+            labels: HashMap::new(),
         };
         let request = self.headers.request(commit, Some(self.deadline()));
         let committed = within("commit layer", &layer.digest, self.deadline(), async {

@@ -155,7 +155,7 @@ proptest! {
             prop_assert_eq!(node.host.caps(&assignment.replica_id), Some(assignment.caps()));
         }
         // Without its ledger a node may not know of what has no container; the sweep takes that away.
-        let known = node.core.known();
+        let known = node.core.needed().replicas;
         let left: BTreeSet<ReplicaId> =
             node.host.leftovers().into_iter().filter(|id| known.contains(id)).collect();
         prop_assert_eq!(left, wanted.into_keys().collect::<BTreeSet<_>>());
