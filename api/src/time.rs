@@ -48,6 +48,17 @@ impl Timestamp {
     }
 }
 
+/// `5 s`, `3 min`, `2 h`, `4 d`: how long something takes, for people.
+#[must_use]
+pub fn duration_in_words(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} d", seconds / 86_400),
+    }
+}
+
 /// The monotonic clock, for waits and deadlines inside one process.
 #[must_use]
 #[expect(
@@ -114,6 +125,19 @@ impl<'de> Deserialize<'de> for Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_short() {
+        for (seconds, text) in [
+            (0, "0 s"),
+            (119, "119 s"),
+            (180, "3 min"),
+            (7300, "2 h"),
+            (400_000, "4 d"),
+        ] {
+            assert_eq!(duration_in_words(Duration::from_secs(seconds)), text);
+        }
+    }
 
     #[test]
     fn prints_and_reads_rfc_3339_with_milliseconds() {

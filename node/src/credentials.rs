@@ -64,6 +64,12 @@ impl Store {
         Self { dir: dir.to_owned() }
     }
 
+    /// Where the private key is, once there is one.
+    #[must_use]
+    pub fn key_file(&self) -> PathBuf {
+        self.dir.join(KEY)
+    }
+
     /// What is kept, when all of it is there and can be read.
     #[must_use]
     pub fn load(&self) -> Option<Credentials> {
@@ -78,7 +84,7 @@ impl Store {
 
     /// The machine's key, made at the first use.
     fn key(&self) -> Result<KeyPair, CredentialsError> {
-        let path = self.dir.join(KEY);
+        let path = self.key_file();
         match std::fs::read_to_string(&path) {
             Ok(pem) => match KeyPair::from_pem(&pem) {
                 Ok(key) => return Ok(key),

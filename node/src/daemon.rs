@@ -29,8 +29,9 @@ use crate::link::{self, DIRECTORY_BLOB, Link, MESH_BLOB};
 use crate::logs::LogService;
 use crate::mesh::MeshState;
 use crate::plan::{Identity, NodeCore};
-use crate::reconcile::{self, INBOX_MAX, Input, Parts};
+use crate::reconcile::{self, INBOX_MAX, Parts};
 use crate::status::{self, Part, Snapshot, Verdicts};
+use crate::watchdog::{Pulse, Watchdog, notify};
 
 /// The machine is tried again this often while the kernel refuses its network.
 const OPEN_AGAIN: Duration = Duration::from_secs(2);
@@ -54,11 +55,15 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     report_ledger(&loaded, &verdicts);
     let (snapshots, _) = watch::channel(Arc::new(first_snapshot(&config, &boot_id, &loaded)));
     let mut tasks = JoinSet::new();
+    let watchdog = Watchdog::new();
+    watchdog
+        .watch(Arc::clone(&verdicts), cancel.clone())
+        .context("starting the watchdog")?;
     {
         let (path, view) = (config.status_socket(), snapshots.subscribe());
-        let (verdicts, cancel) = (Arc::clone(&verdicts), cancel.clone());
+        let (verdicts, cancel, pulse) = (Arc::clone(&verdicts), cancel.clone(), watchdog.pulse("status"));
         tasks.spawn(async move {
-            if let Err(error) = status::serve(&path, view, verdicts, cancel).await {
+            if let Err(error) = status::serve(&path, view, verdicts, pulse, cancel).await {
                 tracing::error!(path = %path.display(), error = %error, "cannot serve the status");
             }
         });
@@ -71,7 +76,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     ));
     notify(&[sd_notify::NotifyState::Ready]);
     let served = serve(
-        &config, &boot_id, loaded, &ledger, &verdicts, snapshots, &cancel, &mut tasks,
+        &config, &boot_id, loaded, &ledger, &verdicts, &watchdog, snapshots, &cancel, &mut tasks,
     )
     .await;
     cancel.cancel();
@@ -97,6 +102,7 @@ async fn serve(
     loaded: Loaded,
     ledger: &Ledger,
     verdicts: &Arc<Verdicts>,
+    watchdog: &Watchdog,
     snapshots: watch::Sender<Arc<Snapshot>>,
     cancel: &CancellationToken,
     tasks: &mut JoinSet<()>,
@@ -120,6 +126,7 @@ async fn serve(
         network,
         directory.view(),
         verdicts.clone(),
+        watchdog.pulse("dns"),
         cancel.clone(),
     ));
     let link = Link {
@@ -141,7 +148,6 @@ async fn serve(
         route: link::Route::default(),
     };
     tasks.spawn(run_link(link, credentials, cancel.clone()));
-    tasks.spawn(watchdog(inbox_sender.downgrade(), cancel.clone()));
     let identity = Identity {
         cluster_id: config.cluster_id.clone(),
         machine_id: config.machine_id.clone(),
@@ -159,6 +165,7 @@ async fn serve(
         events,
         snapshots,
         verdicts: verdicts.clone(),
+        pulse: watchdog.pulse("reconcile"),
         peers,
     };
     run_loop(parts, cancel.clone()).await;
@@ -195,7 +202,7 @@ fn first_snapshot(config: &Config, boot_id: &str, loaded: &Loaded) -> Snapshot {
     Snapshot {
         cluster_id: config.cluster_id.clone(),
         machine_id: config.machine_id.clone(),
-        version: env!("CARGO_PKG_VERSION"),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
         boot_id: boot_id.to_owned(),
         epoch: 0,
         generation: 0,
@@ -266,11 +273,13 @@ async fn dns(
     network: AssignedNetwork,
     view: watch::Receiver<crate::dns::Directory>,
     verdicts: Arc<Verdicts>,
+    pulse: Pulse,
     cancel: CancellationToken,
 ) {
     let listen = (network.gateway, 53).into();
     let mut server: Option<Dns> = None;
     loop {
+        pulse.beat();
         if server.as_ref().is_none_or(|server| !server.is_running()) {
             let wanted = DnsConfig {
                 listen,
@@ -307,30 +316,5 @@ async fn storage_verdict(
             let fault = error.map(|error| format!("the ledger cannot be written: {error}"));
             verdicts.set(Part::Storage, fault.map_or(Ok(()), Err));
         }
-    }
-}
-
-/// Tells systemd that the daemon lives, for as long as the loop takes its inputs.
-async fn watchdog(inbox: mpsc::WeakSender<Input>, cancel: CancellationToken) {
-    let Some(every) = sd_notify::watchdog_enabled() else {
-        return;
-    };
-    while cancel
-        .run_until_cancelled(tokio::time::sleep(every / 2))
-        .await
-        .is_some()
-    {
-        let Some(inbox) = inbox.upgrade() else { return };
-        // A loop that does not take its inputs fills its inbox.
-        if inbox.capacity() > 0 {
-            notify(&[sd_notify::NotifyState::Watchdog]);
-        }
-    }
-}
-
-/// Without a supervisor that listens, nothing happens.
-fn notify(state: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(error = %error, "cannot tell the supervisor");
     }
 }

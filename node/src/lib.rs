@@ -16,10 +16,12 @@
 //! | dns | `main` | directory | answers |
 //! | health | `main` | probes wanted | `Input` |
 //! | status socket | `main` | snapshot | JSON |
+//! | watchdog thread | nobody | pulses of the loops | systemd's watchdog, a verdict |
 //!
 //! Start is recovery and kill -9 is a supported way to stop: containers outlive the daemon and are adopted from the
 //! runtime's own labels.
 
+pub mod bundle;
 pub mod clock;
 pub mod config;
 pub mod credentials;
@@ -29,6 +31,7 @@ pub mod events;
 pub mod execute;
 pub mod health;
 pub mod host;
+pub mod inspect;
 pub mod ledger;
 pub mod link;
 pub mod logs;
@@ -37,3 +40,4 @@ pub mod plan;
 pub mod reconcile;
 pub mod replica;
 pub mod status;
+pub mod watchdog;

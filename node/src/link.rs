@@ -68,6 +68,8 @@ pub enum LinkError {
         url: String,
         source: tonic::transport::Error,
     },
+    #[error("no connection to the scheduler at {url}: {message}")]
+    Broken { url: String, message: String },
     #[error("the scheduler refused: {message}")]
     Refused { code: Code, message: String },
     #[error("the scheduler did not answer within {0:?}")]
@@ -83,7 +85,14 @@ pub enum LinkError {
 }
 
 impl LinkError {
-    fn refused(status: &Status) -> Self {
+    /// What a call ended with: the word of the scheduler at `url`, or of the connection to it.
+    fn of_status(status: &Status, url: &str) -> Self {
+        if let Some(transport) = std::error::Error::source(status) {
+            return Self::Broken {
+                url: url.to_owned(),
+                message: words(transport),
+            };
+        }
         Self::Refused {
             code: status.code(),
             message: status.message().to_owned(),

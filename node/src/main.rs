@@ -1,29 +1,75 @@
-//! `berthd`: reads its configuration and runs the daemon until SIGTERM or SIGINT. Containers run on.
+//! `berthd`: reads its configuration and runs the daemon until SIGTERM or SIGINT. Containers run on. With a subcommand it asks the
+//! daemon that runs, and changes nothing.
 
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use berth_node::{config::Config, daemon};
-use clap::Parser;
+use berth_api::time::Timestamp;
+use berth_node::{bundle, config::Config, daemon, inspect};
+use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 /// The node daemon of Berth: runs the replicas that the scheduler assigns to this machine.
+///
+/// Without a subcommand it is the daemon. Subcommands ask the one that runs, through its socket: they change nothing, and answer
+/// when the scheduler and containerd do not.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
     /// Configuration file (TOML).
-    #[arg(long, value_name = "FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/berth/berthd.toml",
+        global = true
+    )]
     config: PathBuf,
     /// Check the configuration and exit.
     #[arg(long)]
     check: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
 }
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the machine: subsystems with reason and since, replicas and what they wait for. Ends with 1 when a subsystem is
+    /// impaired, 2 when the daemon does not answer
+    Status {
+        /// The document as the daemon gives it, JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say why a replica, or the machine, is as it is: cause, since, next try, and what helps
+    Explain {
+        /// A replica of this machine; without it the machine
+        replica: Option<String>,
+    },
+    /// Write an archive for whoever was not there: status, rules, routes, disks, logs of the daemons; no secrets, no data of replicas
+    Bundle {
+        /// Where to; must not be there yet [default: berth-bundle-MACHINE-SECONDS.tar.gz here]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+}
+
+/// Of a subcommand that found something impaired.
+const IMPAIRED: u8 = 1;
+/// Of one that could not be done.
+const FAILED: u8 = 2;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(command) = &arguments.command {
+        return ask(&arguments.config, command).unwrap_or_else(|error| {
+            say(&mut std::io::stderr(), &format!("berthd: {error:#}"));
+            ExitCode::from(FAILED)
+        });
+    }
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -35,6 +81,46 @@ fn main() -> ExitCode {
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "berthd cannot run");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// A reader that went away is no fault of ours.
+fn say(to: &mut dyn Write, text: &str) {
+    writeln!(to, "{}", text.trim_end()).ok();
+}
+
+fn ask(config_file: &Path, command: &Command) -> anyhow::Result<ExitCode> {
+    let config = Config::load(config_file)?;
+    let out = &mut std::io::stdout();
+    match command {
+        Command::Status { json } => {
+            let (document, status) = inspect::ask(&config.status_socket())?;
+            say(
+                out,
+                if *json { document } else { inspect::page(&status) }.as_str(),
+            );
+            let code = if status.is_well() { 0 } else { IMPAIRED };
+            Ok(ExitCode::from(code))
+        }
+        Command::Explain { replica } => {
+            let (_, status) = inspect::ask(&config.status_socket())?;
+            say(out, &inspect::explain(&status, replica.as_deref())?.to_string());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Bundle { out: path } => {
+            let seconds = Timestamp::now().millis() / 1000;
+            let name = || format!("berth-bundle-{}-{seconds}.tar.gz", config.machine_id).into();
+            let path = path.clone().unwrap_or_else(name);
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let bundle = runtime.block_on(bundle::write(&config, config_file, path))?;
+            say(out, &format!("{}: {} parts", bundle.path.display(), bundle.parts));
+            for (part, reason) in &bundle.missing {
+                say(out, &format!("without {part}: {reason}"));
+            }
+            Ok(ExitCode::SUCCESS)
         }
     }
 }

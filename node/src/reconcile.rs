@@ -32,6 +32,7 @@ use crate::ledger::Ledger;
 use crate::plan::{Changed, NodeCore, ObservationToken, Output, Runtime};
 use crate::replica::{Failure, Outcome, Part, Step};
 use crate::status::{self, Snapshot, Verdicts};
+use crate::watchdog::{BEAT_EVERY, Pulse};
 
 /// The machine is read this often even when no event comes: events can be lost.
 const OBSERVE_EVERY: Duration = Duration::from_secs(30);
@@ -87,6 +88,7 @@ pub struct Parts<H> {
     pub events: Arc<EventQueue>,
     pub snapshots: watch::Sender<Arc<Snapshot>>,
     pub verdicts: Arc<Verdicts>,
+    pub pulse: Pulse,
     pub peers: Vec<Peer>,
 }
 
@@ -184,6 +186,7 @@ pub async fn run<H: Host>(parts: Parts<H>, cancel: CancellationToken) {
     };
     reconciler.turn(now);
     loop {
+        reconciler.parts.pulse.beat();
         let sleep = reconciler.sleep(Now::read());
         // Every arm is cancel-safe: a queue or a set gives an item or keeps it, a timer holds nothing, and `changed`
         // says so itself.
@@ -590,7 +593,7 @@ impl<H: Host> Reconciler<H> {
             self.publish_at,
         ];
         let next = due.into_iter().flatten().min().unwrap_or(self.compare_at);
-        next.since(now.boot).max(Duration::from_millis(1))
+        next.since(now.boot).clamp(Duration::from_millis(1), BEAT_EVERY)
     }
 }
 

@@ -14,11 +14,13 @@ use berth_api::id::{ClusterId, MachineId, ReplicaId};
 use berth_api::machine::{MachineHealth, Subsystem};
 use berth_api::replica::ReplicaStatus;
 use berth_api::time::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::watchdog::{BEAT_EVERY, Pulse};
 
 /// A reader of the socket that does not take the snapshot within this is dropped.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -32,9 +34,22 @@ pub enum Part {
     Keeper,
     Storage,
     Link,
+    /// The daemon's own loops; see [`crate::watchdog`].
+    Loops,
 }
 
 impl Part {
+    /// Every part.
+    pub const ALL: [Self; 7] = [
+        Self::Runtime,
+        Self::Network,
+        Self::Dns,
+        Self::Keeper,
+        Self::Storage,
+        Self::Link,
+        Self::Loops,
+    ];
+
     fn name(self) -> &'static str {
         match self {
             Self::Runtime => "runtime",
@@ -43,6 +58,7 @@ impl Part {
             Self::Keeper => "keeper",
             Self::Storage => "storage",
             Self::Link => "link",
+            Self::Loops => "loops",
         }
     }
 }
@@ -52,6 +68,9 @@ struct Verdict {
     fault: Option<String>,
     since: Timestamp,
 }
+
+/// Why a part does not work yet.
+pub(crate) const STARTING: &str = "starting";
 
 /// The verdicts of all parts. Cheap to write and to read; nobody waits on it.
 #[derive(Debug, Default)]
@@ -64,16 +83,8 @@ impl Verdicts {
     #[must_use]
     pub fn new() -> Arc<Self> {
         let verdicts = Self::default();
-        let parts = [
-            Part::Runtime,
-            Part::Network,
-            Part::Dns,
-            Part::Keeper,
-            Part::Storage,
-            Part::Link,
-        ];
-        for part in parts {
-            verdicts.set(part, Err("starting".into()));
+        for part in Part::ALL {
+            verdicts.set(part, Err(STARTING.into()));
         }
         Arc::new(verdicts)
     }
@@ -113,16 +124,18 @@ impl Verdicts {
 }
 
 /// The state of the node at one instant.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Snapshot {
     pub cluster_id: ClusterId,
     pub machine_id: MachineId,
-    pub version: &'static str,
+    /// Of the daemon.
+    pub version: String,
     pub boot_id: String,
     pub epoch: u64,
     pub generation: u64,
-    #[serde(serialize_with = "digest_text")]
+    /// Of the assignment set; as text, 64 hexadecimal digits.
+    #[serde(with = "digest_text")]
     pub digest: Digest,
     /// The local database was lost and has been rebuilt from the runtime.
     pub state_rebuilt: bool,
@@ -134,16 +147,35 @@ pub struct Snapshot {
     pub taken_at: Timestamp,
 }
 
-fn digest_text<S: serde::Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(digest)
+mod digest_text {
+    use berth_api::assignment::Digest;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(digest)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
+    }
 }
 
-#[derive(Serialize)]
-struct Document<'a> {
+/// The document that the status socket gives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
     #[serde(flatten)]
-    snapshot: &'a Snapshot,
-    machine: MachineHealth,
-    now: Timestamp,
+    pub snapshot: Snapshot,
+    pub machine: MachineHealth,
+    pub now: Timestamp,
+}
+
+impl Status {
+    /// No subsystem is impaired.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        self.machine.subsystems.iter().all(|part| part.ok)
+    }
 }
 
 /// Serves the snapshot on a unix socket until cancelled. One reader at a time; each is written to within a deadline.
@@ -154,6 +186,7 @@ pub async fn serve(
     path: &Path,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     verdicts: Arc<Verdicts>,
+    pulse: Pulse,
     cancel: CancellationToken,
 ) -> io::Result<()> {
     match std::fs::remove_file(path) {
@@ -162,9 +195,11 @@ pub async fn serve(
     }
     let listener = UnixListener::bind(path)?;
     loop {
-        // Both arms are cancel-safe: accepting takes a connection or does nothing.
+        pulse.beat();
+        // All arms are cancel-safe: accepting takes a connection or does nothing.
         let (mut stream, _) = tokio::select! {
             () = cancel.cancelled() => return Ok(()),
+            () = tokio::time::sleep(BEAT_EVERY) => continue,
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -175,8 +210,8 @@ pub async fn serve(
             },
         };
         let snapshot = snapshots.borrow().clone();
-        let document = Document {
-            snapshot: &snapshot,
+        let document = Status {
+            snapshot: Snapshot::clone(&snapshot),
             machine: verdicts.health(),
             now: Timestamp::now(),
         };

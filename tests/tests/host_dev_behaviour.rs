@@ -9,6 +9,7 @@ mod behaviour {
     mod dev;
     mod faults;
     mod input;
+    mod inspect;
     mod life;
     mod logs;
     mod loss;

@@ -1,7 +1,5 @@
 //! Small texts that several pictures share.
 
-use std::time::Duration;
-
 use berth_api::container::STOP_GRACE;
 use berth_api::machine::MachineStatus;
 use berth_api::replica::{Phase, WireReplicaStatus};
@@ -9,19 +7,10 @@ use berth_api::rest::node::MachineSummary;
 use berth_api::rest::operator::ReplicaView;
 use berth_api::rest::rollout::{RolloutCause, RolloutPhase, RolloutView};
 use berth_api::time::Timestamp;
+pub(crate) use berth_api::time::duration_in_words as duration;
 use berth_api::units::Cpu;
 
 use crate::output::Paint;
-
-/// `5 s`, `3 min`, `2 h`, `4 d`.
-pub(crate) fn duration(duration: Duration) -> String {
-    match duration.as_secs() {
-        seconds @ 0..120 => format!("{seconds} s"),
-        seconds @ 120..7200 => format!("{} min", seconds / 60),
-        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
-        seconds => format!("{} d", seconds / 86_400),
-    }
-}
 
 /// How long ago, or a dash when never.
 pub(crate) fn age(now: Timestamp, then: Option<Timestamp>) -> String {
@@ -130,19 +119,6 @@ pub(crate) fn trouble(replica: &ReplicaView, now: Timestamp) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_are_short() {
-        for (seconds, text) in [
-            (0, "0 s"),
-            (119, "119 s"),
-            (180, "3 min"),
-            (7300, "2 h"),
-            (400_000, "4 d"),
-        ] {
-            assert_eq!(duration(Duration::from_secs(seconds)), text);
-        }
-    }
 
     #[test]
     fn a_cut_text_says_so() {

@@ -154,7 +154,7 @@ async fn ask_one(
     let mut client = LinkClient::new(channel(config, url, identity)?);
     match tokio::time::timeout(CALL_TIMEOUT, client.enrol(request)).await {
         Ok(Ok(reply)) => Ok(reply.into_inner()),
-        Ok(Err(status)) => Err(LinkError::refused(&status)),
+        Ok(Err(status)) => Err(LinkError::of_status(&status, url)),
         Err(_) => Err(LinkError::Silent(CALL_TIMEOUT)),
     }
 }

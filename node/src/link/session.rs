@@ -41,6 +41,8 @@ const LOG_CHUNKS_MAX: usize = 8;
 const INBOX_TIMEOUT: Duration = Duration::from_secs(10);
 
 struct Session {
+    /// Of the scheduler.
+    url: String,
     outbound: mpsc::Sender<NodeMessage>,
     heartbeat: Duration,
     heard_at: Instant,
@@ -58,9 +60,10 @@ impl Link {
         credentials: &Credentials,
         cancel: &CancellationToken,
     ) -> Result<(), LinkError> {
+        let url = self.route.url(&self.config.scheduler).to_owned();
         let channel = channel(
             &self.config,
-            self.route.url(&self.config.scheduler),
+            &url,
             Some((&credentials.certificate_pem, &credentials.key_pem)),
         )?;
         let mut client = LinkClient::new(channel)
@@ -70,6 +73,7 @@ impl Link {
         let (outbound, messages) = mpsc::channel(OUTBOUND_MAX);
         let (chunks, mut chunks_out) = mpsc::channel(LOG_CHUNKS_MAX);
         let mut session = Session {
+            url,
             outbound,
             heartbeat: HEARTBEAT_DEFAULT,
             heard_at: monotonic(),
@@ -83,7 +87,7 @@ impl Link {
         let opened = tokio::time::timeout(CALL_TIMEOUT, client.session(ReceiverStream::new(messages))).await;
         let mut inbound = match opened {
             Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return Err(LinkError::refused(&status)),
+            Ok(Err(status)) => return Err(LinkError::of_status(&status, &session.url)),
             Err(_) => return Err(LinkError::Silent(CALL_TIMEOUT)),
         };
         let renew_in = credentials.enrolment.renew_at.since(Timestamp::now());
@@ -145,7 +149,7 @@ impl Link {
                     let message = match received {
                         Ok(Some(message)) => message,
                         Ok(None) => return Err(LinkError::Ended),
-                        Err(status) => return Err(LinkError::refused(&status)),
+                        Err(status) => return Err(LinkError::of_status(&status, &session.url)),
                     };
                     session.heard_at = monotonic();
                     self.take(session, message).await?;

@@ -51,7 +51,7 @@ fn start() -> Fixture {
     let first = Snapshot {
         cluster_id: identity.cluster_id.clone(),
         machine_id: identity.machine_id.clone(),
-        version: "test",
+        version: "test".into(),
         boot_id: "boot".into(),
         epoch: 0,
         generation: 0,
@@ -69,6 +69,7 @@ fn start() -> Fixture {
     let (answer_sender, answers) = mpsc::channel(16);
     let (reports, probes) = mpsc::channel(16);
     let parts = Parts {
+        pulse: crate::watchdog::Watchdog::new().pulse("reconcile"),
         host: Arc::clone(&host),
         core: NodeCore::new(identity.clone(), Restored::default(), Now::read()),
         ledger: ledger.clone(),

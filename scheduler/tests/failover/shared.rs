@@ -178,7 +178,9 @@ async fn the_key_of_a_creation_is_one_for_all_processes() {
     // Some of these belong to the other process, which has never seen the key.
     for other in count + 1..count + 9 {
         for through in 0..2 {
-            let (status, refused) = stage.settle(through, "/clusters", &key, &cluster_body(other)).await;
+            let (status, refused) = stage
+                .settle(through, "/clusters", &key, &cluster_body(other))
+                .await;
             let code = refused["error"]["code"].as_str();
             assert_eq!((status, code), (409, Some("idempotency_key_reused")), "{refused}");
         }
@@ -204,9 +206,11 @@ async fn a_lost_majority_of_etcd_is_one_clear_refusal_and_service_resumes_by_its
     stage.create(0).await;
     let path = format!("{}/containers/web", cluster_path(0));
     let write = |number: u32| json!({ "env": { "N": number.to_string() } });
-    until("the first write", async || match stage.patch(&path, &write(1)).await {
-        (200, _) => Ok(()),
-        other => Err(format!("{other:?}")),
+    until("the first write", async || {
+        match stage.patch(&path, &write(1)).await {
+            (200, _) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
     })
     .await;
     stage.etcd.kill(0);

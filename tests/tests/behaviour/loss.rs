@@ -22,7 +22,9 @@ fn place(replica: &ReplicaView) -> String {
 /// write. Then they start elsewhere, with their data.
 #[test]
 fn replicas_move_off_a_lost_machine_and_stateful_ones_only_when_it_is_off() {
-    let Some(dev) = Dev::up_and_soon_silent(3) else { return };
+    let Some(dev) = Dev::up_and_soon_silent(3) else {
+        return;
+    };
     let mut web = container(&dev, "web", 4);
     web["resources"]["cpu"] = json!({"min": "0.1", "desired": "1"});
     dev.apply(&[web, stateful(&dev, "writer", 1)]);
