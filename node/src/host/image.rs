@@ -281,6 +281,7 @@ impl Images {
                 config: config.collect,
                 known: Arc::clone(&known),
                 state: Mutex::default(),
+                in_flight: Mutex::default(),
                 turn: tokio::sync::Mutex::default(),
             },
             store,
@@ -316,6 +317,7 @@ impl Images {
     ) -> Result<PulledImage, ImageError> {
         let reference = Reference::parse(text)?;
         let name = reference.to_string();
+        self.inner.puller.collector.asked(&name);
         if let Reference::Registry { .. } = reference
             && let Some(image) = self.inner.known.get(&name)
         {

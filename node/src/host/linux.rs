@@ -525,6 +525,8 @@ impl Host for LinuxHost {
     }
 
     async fn sweep(&self, needed: &Needed) -> Result<(), HostError> {
+        // First: what fails below has nothing to do with images.
+        self.images.keep(&needed.images);
         let keep = &needed.replicas;
         let attached = self
             .network
@@ -539,9 +541,7 @@ impl Host for LinuxHost {
             self.detach(&leftover.replica_id).await?;
         }
         self.storage.sweep(keep).await?;
-        self.logs.hold_running().await?;
-        self.images.keep(&needed.images);
-        Ok(())
+        self.logs.hold_running().await
     }
 }
 

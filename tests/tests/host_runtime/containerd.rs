@@ -96,6 +96,18 @@ impl Containerd {
         self.directory.path().join("c.sock")
     }
 
+    /// Removes an image, and before it returns whatever nothing keeps.
+    pub(crate) fn collect_garbage(&self, image: &str) {
+        let status = Command::new("ctr")
+            .arg("--address")
+            .arg(self.socket())
+            .args(["--namespace", &self.name, "images", "rm", "--sync", image])
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }

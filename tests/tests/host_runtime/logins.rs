@@ -312,6 +312,100 @@ async fn a_token_that_ends_during_a_pull_is_renewed_by_password_and_by_identity_
     assert!(error.to_string().contains("no login is configured"), "{error}");
 }
 
+/// A server that gives each request the same answer, and keeps what was asked.
+struct Page {
+    address: SocketAddr,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Page {
+    fn start(head: &str, body: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let page = Self {
+            address: listener.local_addr().unwrap(),
+            asked: Arc::default(),
+        };
+        let (head, body, asked) = (head.to_owned(), body.to_owned(), Arc::clone(&page.asked));
+        // Ends with the test process.
+        std::thread::spawn(move || {
+            for mut client in listener.incoming().map_while(Result::ok) {
+                let mut request = Vec::new();
+                let mut byte = [0];
+                while !request.ends_with(b"\r\n\r\n") && client.read(&mut byte).unwrap_or(0) > 0 {
+                    request.push(byte[0]);
+                }
+                asked.lock().unwrap().push(String::from_utf8(request).unwrap());
+                answer(&mut client, &head, &body);
+            }
+        });
+        page
+    }
+}
+
+/// Pulls from a registry that is there for nothing else, by password and by identity token; both fail.
+async fn pull_with_each_login(containerd: &Containerd, registry: SocketAddr) -> Vec<ImageError> {
+    let directory = containerd.directory.path();
+    let password = Login::Password {
+        username: "robot".into(),
+        password_file: file(directory, "password", PASSWORD),
+    };
+    let identity = helper(directory, "identity", "<token>", IDENTITY_TOKEN);
+    let mut errors = Vec::new();
+    for login in [password, identity] {
+        let config = RegistryConfig {
+            plain_http: true,
+            login: Some(login),
+            ..RegistryConfig::default()
+        };
+        let images = images(containerd, BTreeMap::from([(registry.to_string(), config)]));
+        errors.push(
+            pull(&images, &format!("{registry}/team/app:v1"))
+                .await
+                .unwrap_err(),
+        );
+    }
+    errors
+}
+
+/// A server that asks for a token of another.
+fn asking_for_tokens_of(server: &Page) -> Page {
+    let realm = format!("http://{}/token", server.address);
+    Page::start(
+        &format!("401 Unauthorized\r\nWWW-Authenticate: Bearer realm=\"{realm}\""),
+        "",
+    )
+}
+
+/// The way to a password that CVE-2020-15157 names: a registry that sends us elsewhere, and an elsewhere that asks for a login.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_is_given_to_nobody_that_a_registry_or_a_token_server_sends_us_to() {
+    let Some(containerd) = Containerd::start() else {
+        return;
+    };
+    let thief = Page::start("200 OK\r\nContent-Type: application/json", "{\"token\":\"t\"}");
+    let was_asked = |page: &Page| !page.asked.lock().unwrap().is_empty();
+    let elsewhere = asking_for_tokens_of(&thief);
+    let sent = format!(
+        "307 Temporary Redirect\r\nLocation: http://{}/blob",
+        elsewhere.address
+    );
+    let registry = Page::start(&sent, "");
+    for error in pull_with_each_login(&containerd, registry.address).await {
+        assert_eq!(error.fault(), Fault::Infrastructure, "{error}");
+    }
+    assert!(was_asked(&elsewhere));
+    assert!(!was_asked(&thief), "{:?}", thief.asked.lock().unwrap());
+
+    let sent = format!(
+        "308 Permanent Redirect\r\nLocation: http://{}/token",
+        thief.address
+    );
+    let moved = Page::start(&sent, "");
+    pull_with_each_login(&containerd, asking_for_tokens_of(&moved).address).await;
+    assert!(was_asked(&moved));
+    assert!(!was_asked(&thief), "{:?}", thief.asked.lock().unwrap());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn mirrors_are_asked_first_and_what_they_fail_at_comes_from_the_registry() {
     let Some(containerd) = Containerd::start() else {
@@ -347,6 +441,14 @@ async fn mirrors_are_asked_first_and_what_they_fail_at_comes_from_the_registry()
         let asked = proxy.blob_requests.load(std::sync::atomic::Ordering::SeqCst);
         assert!(asked > 0, "{seed}: the mirror is asked");
     }
+    // A mirror that gives a page where a manifest should be.
+    let page = Page::start("200 OK\r\nContent-Type: text/html", "<html>log in</html>");
+    let name = pushed(&containerd, &registry, 54);
+    let images = with(&[page.address], registry.address);
+    pull(&images, &format!("{}/{name}", registry.address))
+        .await
+        .unwrap();
+
     // What the registry does not have either is the user's fault, whatever mirrors say.
     let error = pull(
         &with(&[nobody], registry.address),
@@ -360,6 +462,11 @@ async fn mirrors_are_asked_first_and_what_they_fail_at_comes_from_the_registry()
     let name = pushed(&containerd, &registry, 53);
     let away = free_address();
     let images = with(&[registry.address], away);
+    pull(&images, &format!("{away}/{name}")).await.unwrap();
+    // Also when the mirror is busy at first: it is all there is.
+    let name = pushed(&containerd, &registry, 55);
+    proxy.does(Wrong::Busy(1));
+    let images = with(&[proxy.address], away);
     pull(&images, &format!("{away}/{name}")).await.unwrap();
     registry.child.kill().unwrap();
 }

@@ -9,7 +9,7 @@ use reqwest::header::HeaderValue;
 use serde::Deserialize;
 
 use super::retry::Trouble;
-use crate::host::child;
+use crate::host::child::{self, ChildError};
 
 /// A helper asks a cloud or a vault for the login.
 const HELPER_DEADLINE: Duration = Duration::from_secs(30);
@@ -134,17 +134,24 @@ async fn ask_helper(name: &str, registry: &str) -> Result<Credentials, Trouble> 
     };
     let said = child::run(&program, &["get"], Some(server.as_bytes()), HELPER_DEADLINE)
         .await
-        .map_err(|error| {
-            Trouble::Login(format!(
-                "its credential helper: {}",
-                super::registry::chain(&error)
-            ))
-        })?;
+        .map_err(|error| Trouble::Login(format!("its credential helper: {}", without_answer(&error))))?;
     helper_answer(&said).map_err(|error| {
         Trouble::Login(format!(
             "its credential helper {program} answers what cannot be used: {error}"
         ))
     })
+}
+
+/// A helper that fails says why in plain words; what may be an answer is not told.
+fn without_answer(error: &ChildError) -> String {
+    match error {
+        ChildError::Failed {
+            program,
+            status,
+            output,
+        } if output.contains('{') => format!("{program} ended with {status}"),
+        error => super::registry::chain(error),
+    }
 }
 
 /// The answer of `get`: <https://github.com/docker/docker-credential-helpers>. The error does not hold the answer.
@@ -176,6 +183,8 @@ fn helper_answer(said: &[u8]) -> Result<Credentials, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -224,5 +233,22 @@ mod tests {
             panic!("there is no such program");
         };
         assert!(message.contains("docker-credential-nobody-has-it"), "{message}");
+        // One that answers and then fails gives nothing away; one that fails in words is quoted.
+        for (script, told) in [
+            (
+                "printf '{\"Username\":\"a\",\"Secret\":\"s3cret\"}'; exit 1",
+                false,
+            ),
+            ("echo no s3cret here; exit 1", true),
+        ] {
+            let helper = dir.path().join("helper");
+            std::fs::write(&helper, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let login = Login::Helper(helper.display().to_string());
+            let Err(Trouble::Login(message)) = login.credentials("r.io").await else {
+                panic!("it fails");
+            };
+            assert_eq!(message.contains("s3cret"), told, "{message}");
+        }
     }
 }

@@ -14,9 +14,6 @@ use std::time::Duration;
 use berth_api::time::Timestamp;
 use berth_api::units::Bytes;
 
-/// An image that came this lately may be needed by a replica that the last sweep did not know: sweeps are a minute apart.
-const SETTLE: Duration = Duration::from_secs(120);
-
 /// When images that nobody needs are removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CollectConfig {
@@ -26,6 +23,9 @@ pub struct CollectConfig {
     pub keep: Duration,
     /// How long it is kept after its last use though the budget is exceeded.
     pub grace: Duration,
+    /// How long it is kept after its last use whatever is short: a replica that the last sweep did not know may need it, and
+    /// sweeps are a minute apart.
+    pub settle: Duration,
 }
 
 impl Default for CollectConfig {
@@ -34,6 +34,7 @@ impl Default for CollectConfig {
             budget: None,
             keep: Duration::from_secs(7 * 24 * 3600),
             grace: Duration::from_secs(3600),
+            settle: Duration::from_secs(120),
         }
     }
 }
@@ -62,8 +63,7 @@ pub(super) fn choose<'a>(
     let mut total: u64 = holders.values().map(|(_, bytes)| bytes).sum();
     let budget = config.budget.map_or(u64::MAX, Bytes::get);
     let unused = |image: &Stored| now.since(image.last_used);
-    let settle = SETTLE.min(config.grace).min(config.keep);
-    let unneeded = |image: &&Stored| !needed.contains(&image.name) && unused(image) >= settle;
+    let unneeded = |image: &&Stored| !needed.contains(&image.name) && unused(image) >= config.settle;
     let mut candidates: Vec<&Stored> = images.iter().filter(unneeded).collect();
     candidates.sort_by_key(|image| (image.last_used, &image.name));
     let (mut chosen, mut freed) = (Vec::new(), 0);
@@ -191,7 +191,7 @@ mod tests {
             prop_assert_eq!(freed, bytes(&|_| true) - left);
             for image in &chosen {
                 prop_assert!(!needed.contains(&image.name));
-                prop_assert!(NOW.since(image.last_used) >= SETTLE);
+                prop_assert!(NOW.since(image.last_used) >= config.settle);
             }
             // Whatever could still help has been taken.
             let is_short = left > budget.unwrap_or(u64::MAX) || freed < wanted;

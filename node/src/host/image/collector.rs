@@ -31,6 +31,8 @@ pub(super) struct Collector {
     pub(super) config: CollectConfig,
     pub(super) known: Arc<KnownImages>,
     pub(super) state: Mutex<State>,
+    /// Images that are being pulled.
+    pub(super) in_flight: Mutex<BTreeSet<String>>,
     /// One collection at a time: two would count the same bytes as freed.
     pub(super) turn: tokio::sync::Mutex<()>,
 }
@@ -39,7 +41,33 @@ pub(super) struct Collector {
 pub(super) struct State {
     /// Normalised references; none until the first sweep.
     needed: Option<BTreeSet<String>>,
+    /// When a replica last asked for an image.
+    asked: BTreeMap<String, Instant>,
     due: Option<Instant>,
+}
+
+impl State {
+    /// What may not go now. None while nothing is known.
+    fn kept(&self, settle: Duration) -> Option<BTreeSet<String>> {
+        let now = monotonic();
+        let asked = self.asked.iter();
+        let lately = asked.filter(|(_, at)| now.saturating_duration_since(**at) < settle);
+        let needed = self.needed.iter().flatten();
+        self.needed.as_ref()?;
+        Some(needed.chain(lately.map(|(name, _)| name)).cloned().collect())
+    }
+}
+
+/// One pull under way.
+pub(super) struct Pulling<'a> {
+    collector: &'a Collector,
+    name: &'a str,
+}
+
+impl Drop for Pulling<'_> {
+    fn drop(&mut self) {
+        self.collector.in_flight().remove(self.name);
+    }
 }
 
 impl Collector {
@@ -52,6 +80,29 @@ impl Collector {
             state.due = Some(monotonic() + COLLECT_EVERY);
         }
         is_due
+    }
+
+    /// A replica asks for an image: it is needed, whatever the last sweep knew.
+    pub(super) fn asked(&self, name: &str) {
+        let (now, settle) = (monotonic(), self.config.settle);
+        let mut state = self.state();
+        state
+            .asked
+            .retain(|_, at| now.saturating_duration_since(*at) < settle);
+        state.asked.insert(name.to_owned(), now);
+    }
+
+    /// Notes that an image is being pulled, until the guard is dropped.
+    pub(super) fn pulling<'a>(&'a self, name: &'a str) -> Pulling<'a> {
+        self.in_flight().insert(name.to_owned());
+        Pulling {
+            collector: self,
+            name,
+        }
+    }
+
+    fn in_flight(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An image was added: the next sweep collects.
@@ -67,12 +118,13 @@ impl Collector {
         Some((bytes(stat.f_bavail), bytes(stat.f_blocks)))
     }
 
-    /// Removes what may go, more if that many bytes are wanted.
+    /// Removes what may go, and more if that many bytes are wanted and can be had.
     pub(super) async fn collect(&self, wanted: u64) -> Result<(), Trouble> {
-        let Some(needed) = self.state().needed.clone() else {
+        let _turn = self.turn.lock().await;
+        let Some(needed) = self.state().kept(self.config.settle) else {
             return Ok(());
         };
-        let _turn = self.turn.lock().await;
+        self.drop_leases(&needed, wanted > 0).await?;
         let now = Timestamp::now();
         let mut images = Vec::new();
         let mut sizes = BTreeMap::new();
@@ -90,14 +142,38 @@ impl Collector {
             .space()
             .await
             .map_or(0, |(free, total)| (total / FREE_PART_MIN).saturating_sub(free));
-        let (chosen, freed) = choose(&images, &needed, &self.config, wanted.max(pressure), now);
+        let choice = |wanted: u64| choose(&images, &needed, &self.config, wanted, now);
+        let (mut chosen, mut freed) = choice(wanted.max(pressure));
+        if freed < wanted {
+            // It will not fit whatever goes.
+            (chosen, freed) = choice(pressure);
+        }
         for image in &chosen {
+            let is_needed = |kept: BTreeSet<String>| kept.contains(&image.name);
+            if self.state().kept(self.config.settle).is_none_or(is_needed) {
+                continue;
+            }
             self.known.forget(&image.name);
             self.store.delete_image(&image.name).await?;
             info!(image = image.name, last_used = %image.last_used, "removed an image that nothing needs");
         }
         if !chosen.is_empty() {
             info!(images = chosen.len(), freed = %Bytes::new(freed).rounded(), "collected images");
+        }
+        Ok(())
+    }
+
+    /// Pulls that did not end keep what they have for the next attempt; not what nobody needs, and nothing where room is wanted.
+    async fn drop_leases(&self, needed: &BTreeSet<String>, all: bool) -> Result<(), Trouble> {
+        for lease in self.store.leases().await? {
+            let is_in_flight = self.in_flight().contains(&lease.image);
+            if !is_in_flight && (all || !needed.contains(&lease.image)) {
+                info!(
+                    image = lease.image,
+                    "dropped what a pull that did not end had fetched"
+                );
+                self.store.delete_lease(&lease.id).await?;
+            }
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use super::reference::{Reference, Selector};
 use super::registry::{Download, Registries, Repository, Route};
 use super::retry::{Backoff, Trouble};
 use super::store::Store;
-use super::{Flight, ImagesConfig, PulledImage, user};
+use super::{Fault, Flight, ImagesConfig, PulledImage, user};
 use crate::host::containerd::RuntimeError;
 
 /// containerd takes up to 16 MiB in one message; small ones keep memory low.
@@ -89,9 +89,15 @@ impl Puller {
         if let Some(image) = self.present(&name, Some(&manifest.digest)).await? {
             return Ok(image);
         }
-        let leased = self.store.leased().await?;
+        let _pulling = self.collector.pulling(&name);
+        let leased = self.store.leased(&name).await?;
         let result = self.fetch(&name, &source, &manifest, &leased, report).await;
-        if let Err(error) = leased.end_lease().await {
+        // What an attempt has fetched is kept for the next one, unless there is nothing to hope for.
+        let is_over = match &result {
+            Ok(_) => true,
+            Err(trouble) => trouble.clone().of(&name).fault() == Fault::Image,
+        };
+        if is_over && let Err(error) = leased.end_lease().await {
             warn!(error = %error, "a pull's lease stays until it expires");
         }
         result
@@ -129,7 +135,7 @@ impl Puller {
 
     /// From a reference to the manifest for this platform.
     async fn resolve(&self, reference: &Reference) -> Result<(Source, Manifest), Trouble> {
-        let (source, bytes, media_type) = match reference {
+        let (source, document) = match reference {
             Reference::Registry {
                 registry,
                 repository,
@@ -139,40 +145,49 @@ impl Puller {
                     registry: registry.clone(),
                     name: repository.clone(),
                 };
-                let (bytes, media_type) = self.manifest_from_registry(&repository, selector).await?;
-                (Source::Registry(repository), bytes, media_type)
+                let document = self.document_from_registry(&repository, selector).await?;
+                (Source::Registry(repository), document)
             }
             Reference::Layout { .. } | Reference::Tarball { .. } => {
                 let files = open_files(reference.clone()).await?;
                 let root = files.root().clone();
                 let source = Source::Files(Arc::new(files));
-                let bytes = self.fetch_document(&source, &root).await?;
-                (source, bytes, root.media_type)
+                let document = self.document_from_files(&source, &root).await?;
+                (source, document)
             }
         };
-        match manifest::document(bytes, &media_type).map_err(Trouble::Unusable)? {
-            Document::Manifest(manifest) => Ok((source, manifest)),
-            Document::Index(descriptor) => {
-                let bytes = match &source {
-                    Source::Registry(repository) => {
-                        let selector = Selector::Digest(descriptor.digest.clone());
-                        self.manifest_from_registry(repository, &selector).await?.0
-                    }
-                    Source::Files(_) => self.fetch_document(&source, &descriptor).await?,
-                };
-                match manifest::document(bytes, &descriptor.media_type).map_err(Trouble::Unusable)? {
-                    Document::Manifest(manifest) => Ok((source, manifest)),
-                    Document::Index(_) => Err(Trouble::Unusable("its index names another index".into())),
-                }
+        let descriptor = match document {
+            Document::Manifest(manifest) => return Ok((source, manifest)),
+            Document::Index(descriptor) => descriptor,
+        };
+        let document = match &source {
+            Source::Registry(repository) => {
+                let selector = Selector::Digest(descriptor.digest.clone());
+                self.document_from_registry(repository, &selector).await?
             }
+            Source::Files(_) => self.document_from_files(&source, &descriptor).await?,
+        };
+        match document {
+            Document::Manifest(manifest) => Ok((source, manifest)),
+            Document::Index(_) => Err(Trouble::Unusable("its index names another index".into())),
         }
     }
 
-    async fn manifest_from_registry(
+    async fn document_from_files(
+        &self,
+        source: &Source,
+        descriptor: &Descriptor,
+    ) -> Result<Document, Trouble> {
+        let bytes = self.fetch_document(source, descriptor).await?;
+        manifest::document(bytes, &descriptor.media_type).map_err(Trouble::Unusable)
+    }
+
+    /// A manifest or an index. What a mirror gives that is neither is asked of the registry.
+    async fn document_from_registry(
         &self,
         repository: &Repository,
         selector: &Selector,
-    ) -> Result<(Vec<u8>, String), Trouble> {
+    ) -> Result<Document, Trouble> {
         let mut backoff = Backoff::new(&self.config);
         let mut route = self.registries.route(repository);
         loop {
@@ -183,13 +198,21 @@ impl Puller {
                         Selector::Digest(wanted) if *wanted != digest => {
                             Trouble::passing(format!("manifest {wanted} came with the digest {digest}"))
                         }
-                        Selector::Digest(_) | Selector::Tag(_) => return Ok((raw.bytes, raw.media_type)),
+                        Selector::Digest(_) | Selector::Tag(_) => {
+                            match manifest::document(raw.bytes, &raw.media_type) {
+                                Ok(document) => return Ok(document),
+                                Err(message) => Trouble::Unusable(message),
+                            }
+                        }
                     }
                 }
                 Err(trouble) => trouble,
             };
             backoff.pause(route.blame(trouble)).await?;
-            route = Route::Direct;
+            route = match route {
+                Route::Mirrors => Route::Direct,
+                Route::Direct => self.registries.route(repository),
+            };
         }
     }
 
@@ -223,7 +246,7 @@ impl Puller {
                 Err(trouble) => trouble,
             };
             backoff.pause(route.blame(trouble)).await?;
-            route = Route::Direct;
+            route = self.next_route(source, route);
         }
     }
 
@@ -231,6 +254,14 @@ impl Puller {
         match source {
             Source::Registry(repository) => self.registries.route(repository),
             Source::Files(_) => Route::Direct,
+        }
+    }
+
+    /// The way to try after this one.
+    fn next_route(&self, source: &Source, route: Route) -> Route {
+        match route {
+            Route::Mirrors => Route::Direct,
+            Route::Direct => self.first_route(source),
         }
     }
 
@@ -454,7 +485,7 @@ impl Puller {
             if writer.offset() > before {
                 backoff.reset();
             } else {
-                route = Route::Direct;
+                route = self.next_route(source, route);
             }
             if let Err(trouble) = result {
                 backoff.pause(blamed.blame(trouble)).await?;
@@ -501,6 +532,9 @@ impl Puller {
         let mut pending = BytesMut::new();
         loop {
             let chunk = stream.chunk().await;
+            if let (Err(trouble), Stream::Http(download)) = (&chunk, &stream) {
+                self.registries.rest(download.host(), trouble);
+            }
             if let Ok(Some(chunk)) = &chunk {
                 pending.extend_from_slice(chunk);
                 if writer.offset() + pending.len() as u64 > blob.size {
@@ -544,8 +578,8 @@ impl Puller {
         labels: HashMap<String, String>,
     ) -> Result<(), Trouble> {
         let _only_one = self.lock_blob(&descriptor.digest).await;
-        let Some(mut writer) = store.writer(descriptor, labels).await? else {
-            return Ok(());
+        let Some(mut writer) = store.writer(descriptor, labels.clone()).await? else {
+            return Ok(store.label_content(&descriptor.digest, labels).await?);
         };
         let have = usize::try_from(writer.offset())
             .unwrap_or(usize::MAX)

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use berth_api::time::{Timestamp, monotonic};
 use bytes::Bytes;
 use reqwest::header::{self, HeaderMap, HeaderValue};
-use reqwest::{RequestBuilder, Response, StatusCode, Url};
+use reqwest::{RequestBuilder, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
 
 use super::ImagesConfig;
@@ -33,15 +33,24 @@ const MIRROR_REST: Duration = Duration::from_secs(60);
 /// Talks to registries. One for all pulls: connections and tokens are shared.
 #[derive(Debug)]
 pub(super) struct Registries {
-    http: reqwest::Client,
+    clients_default: Clients,
     configs: BTreeMap<String, RegistryConfig>,
     stall_timeout: Duration,
     /// Of registries with certificates of their own.
-    clients: Mutex<BTreeMap<String, reqwest::Client>>,
+    clients: Mutex<BTreeMap<String, Clients>>,
     /// By host and repository.
     tokens: Mutex<BTreeMap<(String, String), Token>>,
     /// Mirrors that failed, and until when they are passed over.
     resting: Mutex<BTreeMap<String, Instant>>,
+}
+
+/// For one way of trusting.
+#[derive(Debug, Clone)]
+struct Clients {
+    /// Registries answer with the place where a blob lies.
+    following: reqwest::Client,
+    /// A login is taken nowhere else.
+    staying: reqwest::Client,
 }
 
 #[derive(Debug, Clone)]
@@ -88,6 +97,8 @@ pub(super) struct RawManifest {
 /// A blob on its way.
 #[derive(Debug)]
 pub(super) struct Download {
+    /// Whose answer it is.
+    host: String,
     response: Response,
     /// Bytes to drop because the registry ignored the range.
     skip: u64,
@@ -96,11 +107,10 @@ pub(super) struct Download {
 
 impl Registries {
     pub(super) fn new(config: &ImagesConfig) -> Result<Self, Trouble> {
-        let http = client()
-            .build()
+        let clients_default = Clients::trusting(Vec::new())
             .map_err(|error| Trouble::Store(format!("no HTTP client: {}", chain(&error))))?;
         Ok(Self {
-            http,
+            clients_default,
             configs: config.registries.clone(),
             stall_timeout: config.stall_timeout,
             clients: Mutex::default(),
@@ -161,6 +171,7 @@ impl Registries {
             offset
         };
         Ok(Download {
+            host: authority(&response),
             response,
             skip,
             stall_timeout: self.stall_timeout,
@@ -169,6 +180,7 @@ impl Registries {
 
     async fn bounded_body(&self, response: Response) -> Result<Vec<u8>, Trouble> {
         let mut download = Download {
+            host: authority(&response),
             response,
             skip: 0,
             stall_timeout: self.stall_timeout,
@@ -193,22 +205,42 @@ impl Registries {
         headers: &HeaderMap,
         route: Route,
     ) -> Result<Response, Trouble> {
-        if route == Route::Mirrors {
-            for mirror in &self.config(&repository.registry).mirrors {
-                if self.is_resting(mirror) {
-                    continue;
-                }
-                match self.get_from(mirror, &repository.name, path, headers).await {
-                    Ok(response) => return Ok(response),
-                    Err(trouble) => {
-                        tracing::debug!(mirror, repository = repository.name, path, trouble = ?trouble, "a mirror fails");
-                        self.rest(mirror, &trouble);
-                    }
+        let mirrors: &[String] = match route {
+            Route::Mirrors => &self.config(&repository.registry).mirrors,
+            Route::Direct => &[],
+        };
+        let (resting, awake): (Vec<&String>, Vec<&String>) =
+            mirrors.iter().partition(|mirror| self.is_resting(mirror));
+        let mut passing = None;
+        for mirror in awake {
+            match self.get_from(mirror, &repository.name, path, headers).await {
+                Ok(response) => return Ok(response),
+                Err(trouble) => {
+                    tracing::debug!(mirror, repository = repository.name, path, trouble = ?trouble, "a mirror fails");
+                    self.rest(mirror, &trouble);
+                    passing = passing.or_else(|| Some(trouble).filter(Trouble::passes));
                 }
             }
         }
-        self.get_from(&repository.registry, &repository.name, path, headers)
-            .await
+        let asked = self.get_from(&repository.registry, &repository.name, path, headers);
+        let trouble = match asked.await {
+            Ok(response) => return Ok(response),
+            Err(trouble) => trouble,
+        };
+        if trouble.passes() {
+            for mirror in resting {
+                if let Ok(response) = self.get_from(mirror, &repository.name, path, headers).await {
+                    return Ok(response);
+                }
+            }
+        }
+        match (trouble, passing) {
+            // The mirror may be all that this machine has a login for.
+            (Trouble::Denied(_), Some(passing)) if self.config(&repository.registry).login.is_none() => {
+                Err(passing)
+            }
+            (trouble, _) => Err(trouble),
+        }
     }
 
     /// GET from one host, with its token; logs in when the host asks for it.
@@ -219,17 +251,30 @@ impl Registries {
         path: &str,
         headers: &HeaderMap,
     ) -> Result<Response, Trouble> {
-        let http = self.client_of(host).await?;
+        let clients = self.clients_of(host).await?;
         let url = format!("{}/v2/{repository}/{path}", self.base(host));
         let key = (host.to_owned(), repository.to_owned());
         let get = |authorization: Option<&HeaderValue>| {
-            let mut request = http.get(&url).headers(headers.clone());
+            let mut request = clients.following.get(&url).headers(headers.clone());
             if let Some(authorization) = authorization {
                 request = request.header(header::AUTHORIZATION, authorization);
             }
             request
         };
         let response = send(get(self.token(&key).as_ref())).await?;
+        let is_refusal = matches!(
+            response.status(),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+        );
+        let own = Url::parse(&url).map(|url| url.origin());
+        if is_refusal && own.as_ref() != Ok(&response.url().origin()) {
+            // Where a blob lies is not where we log in; its permission to fetch has run out.
+            let place = response.url().host_str().unwrap_or_default();
+            let status = response.status();
+            return Err(Trouble::passing(format!(
+                "{place}, where {host} sends us, answers {status}"
+            )));
+        }
         if response.status() != StatusCode::UNAUTHORIZED {
             return judged(response);
         }
@@ -256,7 +301,8 @@ impl Registries {
                     service: service.as_deref(),
                     scope: &scope,
                 };
-                self.new_token(host, &http, wanted, credentials.as_ref()).await?
+                self.new_token(host, &clients.staying, wanted, credentials.as_ref())
+                    .await?
             }
         };
         let response = send(get(Some(&token.authorization))).await?;
@@ -330,10 +376,10 @@ impl Registries {
         })
     }
 
-    /// The client for a host: one of its own where it has certificates of its own.
-    async fn client_of(&self, host: &str) -> Result<reqwest::Client, Trouble> {
+    /// The clients for a host: of its own where it has certificates of its own.
+    async fn clients_of(&self, host: &str) -> Result<Clients, Trouble> {
         let Some(path) = &self.config(host).ca_file else {
-            return Ok(self.http.clone());
+            return Ok(self.clients_default.clone());
         };
         let known = self.clients().get(host).cloned();
         if let Some(known) = known {
@@ -376,7 +422,7 @@ impl Registries {
     }
 
     /// A mirror that is down would cost its time-out for every blob.
-    fn rest(&self, mirror: &str, trouble: &Trouble) {
+    pub(super) fn rest(&self, mirror: &str, trouble: &Trouble) {
         let Trouble::Passing { after, .. } = trouble else {
             return;
         };
@@ -395,7 +441,7 @@ impl Registries {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn clients(&self) -> MutexGuard<'_, BTreeMap<String, reqwest::Client>> {
+    fn clients(&self) -> MutexGuard<'_, BTreeMap<String, Clients>> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -433,22 +479,37 @@ impl Wanted<'_> {
     }
 }
 
-fn client() -> reqwest::ClientBuilder {
-    reqwest::Client::builder()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .user_agent("berthd")
+impl Clients {
+    fn trusting(certificates: Vec<reqwest::Certificate>) -> reqwest::Result<Self> {
+        let client = |redirects: redirect::Policy| {
+            reqwest::Client::builder()
+                .connect_timeout(CONNECT_TIMEOUT)
+                .user_agent("berthd")
+                .redirect(redirects)
+                .tls_certs_merge(certificates.clone())
+                .build()
+        };
+        Ok(Self {
+            following: client(redirect::Policy::default())?,
+            staying: client(redirect::Policy::none())?,
+        })
+    }
 }
 
-async fn client_trusting(path: &Path) -> Result<reqwest::Client, String> {
+async fn client_trusting(path: &Path) -> Result<Clients, String> {
     let pem = tokio::fs::read(path).await.map_err(|error| error.to_string())?;
     let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| chain(&error))?;
     if certificates.is_empty() {
         return Err("no certificate in it".into());
     }
-    client()
-        .tls_certs_merge(certificates)
-        .build()
-        .map_err(|error| chain(&error))
+    Clients::trusting(certificates).map_err(|error| chain(&error))
+}
+
+fn authority(response: &Response) -> String {
+    let url = response.url();
+    let host = url.host_str().unwrap_or_default();
+    url.port()
+        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 fn password_token(host: &str, credentials: Option<&Credentials>) -> Result<Token, Trouble> {
@@ -489,6 +550,11 @@ async fn send(request: RequestBuilder) -> Result<Response, Trouble> {
 }
 
 impl Download {
+    /// The host that serves it, with its port unless that is the scheme's own.
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
     /// The next bytes; None at the end. Silence is an error that passes.
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Trouble> {
         loop {

@@ -37,6 +37,11 @@ impl Trouble {
         }
     }
 
+    /// Another attempt may do.
+    pub(super) fn passes(&self) -> bool {
+        matches!(self, Self::Passing { .. })
+    }
+
     pub(super) fn of(self, reference: &str) -> ImageError {
         let reference = reference.to_owned();
         match self {

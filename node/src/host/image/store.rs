@@ -11,11 +11,13 @@ use containerd_client::services::v1::snapshots::{
 };
 use containerd_client::services::v1::{
     AbortRequest, AddResourceRequest, ApplyRequest, CreateImageRequest, CreateRequest, DeleteContentRequest,
-    DeleteImageRequest, DeleteRequest, GetImageRequest, Image, ListImagesRequest, PluginsRequest,
-    ReadContentRequest, Resource, UpdateImageRequest, WriteAction, WriteContentRequest, WriteContentResponse,
+    DeleteImageRequest, DeleteRequest, GetImageRequest, Image, Info, ListImagesRequest,
+    ListRequest as ListLeasesRequest, PluginsRequest, ReadContentRequest, Resource, UpdateImageRequest,
+    UpdateRequest, WriteAction, WriteContentRequest, WriteContentResponse,
 };
 use containerd_client::tonic::Streaming;
 use containerd_client::types;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -30,9 +32,19 @@ const APPLY_TIMEOUT_MIN: Duration = Duration::from_secs(120);
 const APPLY_BYTES_PER_SECOND_MIN: u64 = 1 << 20;
 /// When a replica was last seen to need an image, RFC 3339, on its record.
 const LABEL_LAST_USED: &str = "berth.dev/last-used";
+/// The image that a lease is for.
+const LABEL_IMAGE: &str = "berth.dev/image";
 
 /// Removing the files of large layers takes its time.
 const DELETE_IMAGE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// What keeps the parts of one image until its pull has ended.
+#[derive(Debug, Clone)]
+pub(super) struct Lease {
+    pub(super) id: String,
+    pub(super) image: String,
+    created_at: Timestamp,
+}
 
 /// An image as containerd's records have it.
 #[derive(Debug, Clone)]
@@ -85,29 +97,70 @@ impl Store {
         self.runtime.config().snapshotter.clone()
     }
 
-    /// The same stores under a new lease: what is written is kept until [`Store::end_lease`].
-    pub(super) async fn leased(&self) -> Result<Self, RuntimeError> {
-        let id = unique("berth-pull");
-        let expires = Timestamp::now().plus(LEASE_LIFETIME).to_string();
-        let create = CreateRequest {
-            id: id.clone(),
-            labels: HashMap::from([("containerd.io/gc.expire".into(), expires)]),
-        };
-        let request = self.headers.request(create, Some(self.deadline()));
-        within("create lease", &id, self.deadline(), async {
-            self.runtime.client().leases().create(request).await
-        })
-        .await?;
+    /// The same stores under the lease of one image: what is written is kept until [`Store::end_lease`]. It is the lease of the
+    /// attempt before, with what that one has fetched, unless it would soon expire.
+    pub(super) async fn leased(&self, image: &str) -> Result<Self, RuntimeError> {
+        let id = lease_id(image);
+        if !self.create_lease(&id, image).await? {
+            let known = self.leases().await?.into_iter().find(|lease| lease.id == id);
+            let is_fresh = |lease: Lease| Timestamp::now().since(lease.created_at) < LEASE_LIFETIME / 2;
+            if !known.is_some_and(is_fresh) {
+                self.delete_lease(&id).await?;
+                self.create_lease(&id, image).await?;
+            }
+        }
         let mut leased = self.clone();
         leased.headers.lease = Some(id.parse().expect("our lease ids are ASCII"));
         leased.lease = Some(id);
         Ok(leased)
     }
 
+    /// False when it is there already.
+    async fn create_lease(&self, id: &str, image: &str) -> Result<bool, RuntimeError> {
+        let expires = Timestamp::now().plus(LEASE_LIFETIME).to_string();
+        let create = CreateRequest {
+            id: id.into(),
+            labels: HashMap::from([
+                ("containerd.io/gc.expire".into(), expires),
+                (LABEL_IMAGE.into(), image.into()),
+            ]),
+        };
+        let request = self.headers.request(create, Some(self.deadline()));
+        let created = within("create lease", id, self.deadline(), async {
+            self.runtime.client().leases().create(request).await
+        });
+        Ok(created.await.or_exists()?.is_some())
+    }
+
+    /// The leases of pulls that have not ended.
+    pub(super) async fn leases(&self) -> Result<Vec<Lease>, RuntimeError> {
+        let request = self
+            .headers
+            .request(ListLeasesRequest::default(), Some(self.deadline()));
+        let answer = within("list leases", "", self.deadline(), async {
+            self.runtime.client().leases().list(request).await
+        });
+        let leases = answer.await?.into_inner().leases;
+        let ours = leases.into_iter().filter_map(|mut lease| {
+            Some(Lease {
+                image: lease.labels.remove(LABEL_IMAGE)?,
+                created_at: lease.created_at.map(|at| timestamp(&at)).unwrap_or_default(),
+                id: lease.id,
+            })
+        });
+        Ok(ours.collect())
+    }
+
     pub(super) async fn end_lease(&self) -> Result<(), RuntimeError> {
-        let Some(id) = &self.lease else { return Ok(()) };
+        match &self.lease {
+            Some(id) => self.delete_lease(id).await,
+            None => Ok(()),
+        }
+    }
+
+    pub(super) async fn delete_lease(&self, id: &str) -> Result<(), RuntimeError> {
         let delete = DeleteRequest {
-            id: id.clone(),
+            id: id.into(),
             sync: false,
         };
         // Not under the lease itself.
@@ -250,6 +303,29 @@ impl Store {
         read.await.or_gone()
     }
 
+    /// Adds labels to a blob that came from elsewhere: what they refer to is kept with it.
+    pub(super) async fn label_content(
+        &self,
+        digest: &str,
+        labels: HashMap<String, String>,
+    ) -> Result<(), RuntimeError> {
+        let paths = labels.keys().map(|name| format!("labels.{name}")).collect();
+        let update = UpdateRequest {
+            info: Some(Info {
+                digest: digest.into(),
+                labels,
+                ..Default::default()
+            }),
+            update_mask: Some(prost_types::FieldMask { paths }),
+        };
+        let request = self.headers.request(update, Some(self.deadline()));
+        within("label content", digest, self.deadline(), async {
+            self.runtime.client().content().update(request).await
+        })
+        .await
+        .map(|_| ())
+    }
+
     pub(super) async fn delete_content(&self, digest: &str) -> Result<(), RuntimeError> {
         let delete = DeleteContentRequest {
             digest: digest.into(),
@@ -362,13 +438,20 @@ impl Store {
         parent: &str,
         chain_id: &str,
     ) -> Result<(), Trouble> {
-        let key = unique("berth-unpack");
-        let result = self.unpack_as(&key, layer, diff_id, parent, chain_id).await;
-        if !matches!(result, Ok(Unpacked::New)) {
-            // An orphan is also taken by garbage collection once the lease is gone.
-            self.remove_snapshot(&key).await.ok();
+        loop {
+            let key = unique("berth-unpack");
+            let result = self.unpack_as(&key, layer, diff_id, parent, chain_id).await;
+            if !matches!(result, Ok(Unpacked::New)) {
+                // An orphan is also taken by garbage collection once the lease is gone.
+                self.remove_snapshot(&key).await.ok();
+            }
+            match result? {
+                Unpacked::New => return Ok(()),
+                // The other pull's lease holds it, not ours; it may have gone with that one.
+                Unpacked::ByAnother if self.hold_snapshot(chain_id).await? => return Ok(()),
+                Unpacked::ByAnother => {}
+            }
         }
-        result.map(|_| ())
     }
 
     async fn unpack_as(
@@ -584,6 +667,12 @@ fn wire(descriptor: &Descriptor) -> types::Descriptor {
         size: i64::try_from(descriptor.size).unwrap_or(i64::MAX),
         ..Default::default()
     }
+}
+
+fn lease_id(image: &str) -> String {
+    let hash = Sha256::digest(image);
+    let hash = hash.iter().take(16);
+    hash.fold("berth-pull-".to_owned(), |id, byte| format!("{id}{byte:02x}"))
 }
 
 fn unique(prefix: &str) -> String {
