@@ -110,7 +110,7 @@ mod tests {
 
     #[tokio::test]
     async fn returns_what_the_child_says() {
-        let said = run("cat", &[], Some(b"hello"), Duration::from_secs(5))
+        let said = run("cat", &[], Some(b"hello"), Duration::from_secs(60))
             .await
             .unwrap();
         assert_eq!(said, b"hello");
@@ -122,7 +122,7 @@ mod tests {
             "sh",
             &["-c", "echo no room >&2; exit 3"],
             None,
-            Duration::from_secs(5),
+            Duration::from_secs(60),
         )
         .await
         .unwrap_err();

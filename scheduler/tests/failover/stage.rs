@@ -99,7 +99,7 @@ impl Api {
     /// Asks until that succeeds.
     async fn must(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
         let mut last = None;
-        for attempt in 0..200 {
+        for attempt in 0..1200 {
             last = self.ask(attempt, method, path, body).await;
             if let Some((200, answer)) = last {
                 return answer;

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use berth_api::time::monotonic;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -81,9 +82,15 @@ async fn what_is_under_way_is_answered_and_what_waits_ends() {
     // Requests on the way have arrived once a later one is answered.
     program.must("GET", CLUSTER, &token, None).await;
 
+    let asked = monotonic();
+    // After 10 s what is under way is cut, which a machine that stalls may come to.
+    let is_late = || monotonic().duration_since(asked) > Duration::from_secs(9);
     program.signal("-TERM");
     is_refused(&program).await;
-    assert!(program.has_ended().is_none(), "a request is still under way");
+    assert!(
+        program.has_ended().is_none() || is_late(),
+        "a request is still under way"
+    );
     let mut answer = Vec::new();
     watching.read_to_end(&mut answer).await.unwrap();
     let answer = String::from_utf8(answer).unwrap();
@@ -92,7 +99,7 @@ async fn what_is_under_way_is_answered_and_what_waits_ends() {
         "{answer}"
     );
     assert!(
-        program.has_ended().is_none(),
+        program.has_ended().is_none() || is_late(),
         "the watch has ended before the request under way"
     );
     let answer = half.finish().await;

@@ -127,11 +127,16 @@ fn the_scheduler_may_die_and_hang() {
         }
         replies
     };
+    dev.until_rolled_out(&["web", "writer"]);
     let before = told(&dev);
     let names = |what: &str| {
-        assert_eq!(dev.resolve(&writer, "web.svc").len(), 3, "{what}");
-        let answer = dev.ask(&writer, "/fetch?url=http://web.svc:8080/health");
-        assert_eq!(answer, "ok\n", "{what}");
+        until(&format!("{what}: all are named and answer"), || {
+            let answer = dev
+                .try_ask(&writer, "/fetch?url=http://web.svc:8080/health")
+                .ok()?;
+            let is_answered = (answer.status, answer.body.as_str()) == (200, "ok\n");
+            (is_answered && dev.resolve(&writer, "web.svc").len() == 3).then_some(())
+        });
     };
     names("before");
 

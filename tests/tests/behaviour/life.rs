@@ -1,6 +1,8 @@
 //! One replica's life: limits, health, crashes, the end.
 
+use berth_api::container::STOP_GRACE;
 use berth_api::replica::{Cause, Phase};
+use berth_api::time::monotonic;
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -37,6 +39,9 @@ fn limits_take_effect_and_are_explained() {
     );
 }
 
+/// As many as make the pauses, 8 s and then 16 s, longer than a look at them takes on a crowded machine.
+const CRASHES: u32 = 5;
+
 /// A crashing replica is restarted with growing pauses, the loop is shown, and it ends by itself.
 #[test]
 fn a_crash_loop_is_shown_and_held_back() {
@@ -44,20 +49,20 @@ fn a_crash_loop_is_shown_and_held_back() {
     dev.apply(&[container(&dev, "web", 1)]);
     let web = dev.until_ready("web", 1).remove(0);
     let id = web.replica_id.as_str();
-    for crash in 1..=3 {
+    for crash in 1..=CRASHES {
         let now = dev.until_replica(id, "is ready", |replica| replica.ready && replica.run == crash);
         dev.crash(&now);
     }
     let held = dev.until_replica(id, "is held back", |replica| {
         let next = replica.wait.as_ref().and_then(|wait| wait.next_attempt);
-        replica.phase == Some(Phase::Backoff) && replica.recent_crashes == 3 && next.is_some()
+        replica.phase == Some(Phase::Backoff) && replica.recent_crashes == CRASHES && next.is_some()
     });
     assert_eq!(held.cause, Some(Cause::Exit { code: 7 }));
     until("the loop is an event", || {
         (!dev.events("ContainerCrashLoop", id).is_empty()).then_some(())
     });
     dev.until_replica(id, "comes back by itself", |replica| {
-        replica.ready && replica.run == 4
+        replica.ready && replica.run == CRASHES + 1
     });
     // The container is called failing for as long as the loop is not over.
     signal(dev.replica(id).pid.unwrap(), Signal::KILL);
@@ -80,7 +85,9 @@ fn a_crash_loop_is_shown_and_held_back() {
 #[test]
 fn a_replica_that_stays_unhealthy_is_restarted() {
     let Some(dev) = Dev::up(1) else { return };
-    dev.apply(&[container(&dev, "web", 1)]);
+    let mut web = container(&dev, "web", 1);
+    web["healthCheck"]["failureThreshold"] = json!(1);
+    dev.apply(&[web]);
     let web = dev.until_ready("web", 1).remove(0);
     let id = web.replica_id.as_str();
     dev.ask(&web, "/unhealthy");
@@ -134,22 +141,18 @@ fn deletion_asks_before_it_kills() {
     let log = dev.follow("polite");
     log.until("listening on port");
     let pid = dev.of("stubborn")[0].pid.unwrap();
+    let asked = monotonic();
     dev.succeed(&["delete", "--yes", "stubborn"]);
     dev.succeed(&["delete", "--yes", "polite"]);
     log.until("SIGTERM: ending");
-    until("the polite one is gone", || {
-        dev.of("polite").is_empty().then_some(())
-    });
-    // The other has heard SIGTERM as well and is in its grace.
-    let waiting = dev.of("stubborn");
-    assert_eq!(
-        waiting.first().and_then(|replica| replica.phase),
-        Some(Phase::Stopping)
+    until("the stubborn one has ended", || (!is_alive(pid)).then_some(()));
+    // However slow the machine is, the grace is never shorter.
+    assert!(
+        monotonic().duration_since(asked) >= STOP_GRACE,
+        "killed before its grace was over"
     );
-    assert!(is_alive(pid));
-    until("the stubborn one is gone", || {
-        dev.of("stubborn").is_empty().then_some(())
+    until("both are gone", || {
+        (dev.of("polite").is_empty() && dev.of("stubborn").is_empty()).then_some(())
     });
-    assert!(!is_alive(pid));
     dev.until_tidy();
 }

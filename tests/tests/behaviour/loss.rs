@@ -90,7 +90,7 @@ fn a_drain_moves_everything_and_explains_itself() {
         "both kinds move"
     );
 
-    dev.succeed(&["drain", &drained, "--timeout", "90s"]);
+    dev.succeed(&["drain", &drained, "--timeout", "150s"]);
     assert!(dev.replicas().iter().all(|replica| !is_on(replica, &drained)));
     dev.until_ready("web", 4);
     let writer = dev.until_ready("writer", 1).remove(0);

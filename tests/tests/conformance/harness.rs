@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 /// With slashes, as control planes name them.
 pub(crate) const CLUSTER: &str = "acme/prod/compute";
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Stage {
     pub(crate) running: berth_scheduler::Running,

@@ -22,7 +22,7 @@ async fn plan(stage: &Stage, token: &str) -> anyhow::Result<Group> {
 
 /// Waits until the two machines that were heard are all that is wanted.
 async fn reaches_target(stage: &Stage, token: &str) -> anyhow::Result<()> {
-    let deadline = monotonic() + std::time::Duration::from_secs(10);
+    let deadline = monotonic() + std::time::Duration::from_secs(60);
     loop {
         let group = plan(stage, token).await?;
         if group.reason.to_string() == "at_target" {

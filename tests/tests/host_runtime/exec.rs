@@ -42,7 +42,7 @@ async fn a_program_has_the_rights_of_its_container_and_its_end_is_told() {
     );
     assert_eq!(run(ALONE, LONG).await.unwrap(), Some(0));
     // A caller that goes away ends nothing: its program ends by its deadline, and the next one waits for that.
-    let left = run("exec sleep 1001", Duration::from_secs(1));
+    let left = run("exec sleep 1001", Duration::from_secs(5));
     assert!(
         tokio::time::timeout(Duration::from_millis(300), left)
             .await

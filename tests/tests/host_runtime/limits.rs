@@ -57,8 +57,8 @@ async fn cpu_and_processes_are_capped_and_change_while_it_runs() {
             .is_some_and(|usage| usage.throttled_periods >= 10)
     })
     .await;
-    let before = runtime.usage("busy").unwrap();
     let start = monotonic();
+    let before = runtime.usage("busy").unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     let used = runtime.usage("busy").unwrap().cpu_nanos - before.cpu_nanos;
     let elapsed = monotonic().duration_since(start).as_nanos();

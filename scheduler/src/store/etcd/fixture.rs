@@ -4,6 +4,7 @@
 //! Included by path from the failover tests as well, so it depends on the standard library alone.
 
 use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -170,7 +171,12 @@ impl EtcdCluster {
     fn wait(&mut self, index: usize) {
         let member = &mut self.members[index];
         for _ in 0..POLLS_MAX {
-            if TcpStream::connect(("127.0.0.1", member.client_port)).is_ok() {
+            let address = ("127.0.0.1", member.client_port);
+            let is_ready = match self.scheme {
+                "http" => has_leader(address),
+                _ => TcpStream::connect(address).is_ok(),
+            };
+            if is_ready {
                 return;
             }
             let child = member.child.as_mut().unwrap();
@@ -184,6 +190,19 @@ impl EtcdCluster {
         }
         panic!("etcd does not listen; see {}", self.dir.display());
     }
+}
+
+/// It listens before it has read its log and found a leader; only then it serves.
+fn has_leader(address: (&str, u16)) -> bool {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    ask().is_ok_and(|answer| answer.contains("\"health\":\"true\""))
 }
 
 impl Drop for EtcdCluster {

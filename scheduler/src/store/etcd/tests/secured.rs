@@ -144,13 +144,13 @@ async fn a_secured_etcd_serves_who_shows_certificate_and_password() {
         rest_url: "http://127.0.0.1:1".into(),
         link_url: "https://127.0.0.1:2".into(),
     };
-    let lease = store.join(&me, Duration::from_secs(5)).await.unwrap();
+    let lease = store.join(&me, Duration::from_secs(60)).await.unwrap();
     assert_eq!(
         store.claim(&id, Claim::New, &me, lease).await.unwrap(),
         Claimed::Won
     );
     store.append(&id, 1, vec![b"a".to_vec()]).await.unwrap();
-    assert!(store.keep(lease, Duration::from_secs(2)).await.unwrap());
+    assert!(store.keep(lease, Duration::from_secs(60)).await.unwrap());
     assert_eq!(store.load(&id).await.unwrap().records.len(), 1);
     store.survey().await.unwrap();
     let seen = store.compact((0, 0)).await.unwrap();
