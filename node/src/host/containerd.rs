@@ -136,7 +136,7 @@ pub struct RuntimeContainer {
 pub enum RuntimeEvent {
     /// The task of a container ended. Reported once per task and connection; repeated reports are possible after an outage.
     Exit { id: String, pid: u32, exit: Exit },
-    /// The kernel killed a process of this container for want of memory; the task may live on.
+    /// The kernel killed a process of this container for want of memory; the others are killed as well, and its exit follows.
     Oom { id: String },
     /// containerd does not answer.
     Lost,
@@ -252,6 +252,19 @@ impl Runtime {
     pub fn usage(&self, id: &str) -> Option<cgroup::Usage> {
         let path = self.cgroup_path(id)?;
         cgroup::Cgroup::at(&path).usage()
+    }
+
+    /// Ends a container of which the kernel has killed a process for want of memory. What is left of a program that lost one of its
+    /// processes is in no state that anybody has thought of, and its next end would be taken for the memory's too. cgroup v1 has no
+    /// `memory.oom.group` that would do it.
+    pub fn end_out_of_memory(&self, id: &str) {
+        let Some(path) = self.cgroup_path(id) else { return };
+        let cgroup = cgroup::Cgroup::at(&path);
+        // Asked of the cgroup itself: a late event may be of the run before.
+        if cgroup.oom_kills() > 0 {
+            let killed = cgroup.kill_all();
+            tracing::info!(id, killed, "ended a container that is out of memory");
+        }
     }
 
     /// The cgroup path of a container that was created or listed through this handle.

@@ -511,7 +511,12 @@ impl Host for LinuxHost {
 
     async fn usage(&self, replicas: &[ReplicaId]) -> Result<BTreeMap<ReplicaId, UsageSample>, HostError> {
         let sample = |id: &ReplicaId| {
-            let usage = self.runtime.usage(&container_id(id))?;
+            let container = container_id(id);
+            let usage = self.runtime.usage(&container)?;
+            if usage.oom_kills > 0 {
+                // The event that says so may have been lost with containerd.
+                self.runtime.end_out_of_memory(&container);
+            }
             let memory = Bytes::new(usage.memory_bytes);
             Some((
                 id.clone(),
@@ -636,7 +641,7 @@ fn routes(peers: &[super::Peer]) -> (Vec<Route>, Vec<Ipv4Net>) {
 }
 
 fn of_exit(exit: &RuntimeExit) -> Exit {
-    // A killed child alone does not end the task: only a bad end counts as one for memory.
+    // The last of its processes may still have ended well.
     Exit {
         status: exit.code,
         out_of_memory: exit.oom_kills > 0 && exit.code != 0,

@@ -134,7 +134,9 @@ impl Replica {
             }
             // However it ends, what was made can no longer be counted on: wanted again, the replica is prepared anew.
             Step::Release => self.belief.prepared = None,
-            Step::Start { .. } | Step::Delete | Step::Resize { .. } => {}
+            // Until it has ended nobody knows the limits: a daemon that starts meanwhile sets them again.
+            Step::Resize { .. } => self.memory.caps = None,
+            Step::Start { .. } | Step::Delete => {}
         }
         self.in_flight = Some(step);
         self.cancelled = false;

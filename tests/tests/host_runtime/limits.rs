@@ -9,7 +9,7 @@ use berth_node::host::spec;
 use super::containerd::{Containerd, exit_of, until};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn too_much_memory_is_told_from_an_ordinary_kill() {
+async fn fault_22_out_of_memory() {
     let Some(containerd) = Containerd::start() else {
         return;
     };
@@ -34,6 +34,21 @@ async fn too_much_memory_is_told_from_an_ordinary_kill() {
     assert_eq!(exit.code, 137);
     assert!(exit.oom_kills > 0, "{exit:?}");
     assert!(runtime.delete("eater").await.unwrap().unwrap().oom_kills > 0);
+
+    // The first process eats nothing and would live on: it goes with its child, so that what is left is no ruin.
+    let script = "(x=0123456789; while :; do x=$x$x; done) & while true; do sleep 1; done";
+    let mut parent = containerd.input("parent", &image, script);
+    parent.memory.desired = Bytes::mib(24);
+    parent.cpu.desired = Cpu::from_micros(1_000_000);
+    runtime
+        .create(&containerd.plan_of("parent", &image, &parent))
+        .await
+        .unwrap();
+    runtime.start("parent").await.unwrap();
+    let exit = exit_of(&mut events, "parent").await;
+    assert_eq!(exit.code, 137);
+    assert!(exit.oom_kills > 0, "{exit:?}");
+    runtime.delete("parent").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

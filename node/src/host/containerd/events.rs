@@ -169,7 +169,10 @@ impl Runtime {
                 Err(error) => warn!(error = %error, "an exit event cannot be read"),
             },
             "/tasks/oom" => match TaskOom::decode(value) {
-                Ok(oom) => self.publish(RuntimeEvent::Oom { id: oom.container_id }),
+                Ok(oom) => {
+                    self.end_out_of_memory(&oom.container_id);
+                    self.publish(RuntimeEvent::Oom { id: oom.container_id });
+                }
                 Err(error) => warn!(error = %error, "an out-of-memory event cannot be read"),
             },
             _ => {}
