@@ -14,6 +14,7 @@ mod behaviour {
     mod logs;
     mod loss;
     mod names;
+    mod outages;
     mod rollout;
     mod squeeze;
     mod storage;

@@ -259,8 +259,8 @@ fn repairs_and_follows_changes(
 }
 
 #[test]
-fn a_full_compare_mends_the_network() {
-    if skip_without_root("a_full_compare_mends_the_network") {
+fn fault_34_network_changed_by_others() {
+    if skip_without_root("fault_34_network_changed_by_others") {
         return;
     }
     let switch = Switch::new("c");
@@ -301,8 +301,8 @@ fn a_full_compare_mends_the_network() {
 }
 
 #[test]
-fn thirty_replicas_survive_a_daemon_that_died_half_way() {
-    if skip_without_root("thirty_replicas_survive_a_daemon_that_died_half_way") {
+fn fault_01_daemon_killed_amid_network_setup() {
+    if skip_without_root("fault_01_daemon_killed_amid_network_setup") {
         return;
     }
     let switch = Switch::new("t");

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -113,6 +114,29 @@ fn impurities(code: &str) -> Vec<&'static str> {
         .filter(|(word, _)| code.contains(word))
         .map(|(word, _)| *word)
         .collect()
+}
+
+/// Every test that is named after a row of the fault reference is in the index, and the index names none that is not there.
+#[test]
+fn the_index_of_faults_names_what_exists() {
+    let index = fs::read_to_string(root().join("tests/README.md")).unwrap();
+    let named = |text: &str, before: &str| -> BTreeSet<String> {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let found = text.match_indices(before).map(|(at, _)| {
+            let name = text.get(at + before.len()..).unwrap_or_default();
+            name.chars().take_while(|c| is_name(*c)).collect::<String>()
+        });
+        found
+            .filter(|name| {
+                name.starts_with("fault_") && name.chars().nth(6).is_some_and(|c| c.is_ascii_digit())
+            })
+            .collect()
+    };
+    let mut written = BTreeSet::new();
+    for file in sources("rs") {
+        written.extend(named(&fs::read_to_string(file).unwrap(), "fn "));
+    }
+    assert_eq!(named(&index, "`"), written);
 }
 
 #[test]

@@ -33,7 +33,7 @@ impl Chance {
 /// The daemon dies again and again while replicas start and stop. At the end of each round every replica has exactly
 /// one process, and there is nothing beside.
 #[test]
-fn a_daemon_killed_in_the_middle_of_starts_leaks_and_doubles_nothing() {
+fn fault_01_daemon_killed_between_any_two_steps() {
     let Some(dev) = Dev::up(1) else { return };
     let mut chance = Chance::new();
     for (round, replicas) in [4, 8, 3, 9, 5].into_iter().enumerate() {
@@ -78,7 +78,7 @@ fn is_linked(dev: &Dev, machine: &str) -> bool {
 
 /// containerd dies: processes run on with their process ids, an end that nobody saw is found, and all is managed again.
 #[test]
-fn containerd_may_be_killed_under_running_replicas() {
+fn fault_14_containerd_killed_under_load() {
     let Some(dev) = Dev::up(2) else { return };
     dev.apply(&[container(&dev, "web", 3)]);
     let before = dev.pids();
@@ -110,7 +110,7 @@ fn containerd_may_be_killed_under_running_replicas() {
 
 /// The scheduler dies or hangs: nothing stops, names are answered, and the restarted one knows what the old one knew.
 #[test]
-fn the_scheduler_may_die_and_hang() {
+fn fault_30_scheduler_gone() {
     let Some(dev) = Dev::up(2) else { return };
     dev.apply(&[container(&dev, "web", 3), stateful(&dev, "writer", 1)]);
     let pids = dev.pids();
@@ -165,7 +165,7 @@ fn the_scheduler_may_die_and_hang() {
 
 /// A damaged ledger is moved aside and made anew; replicas keep their processes.
 #[test]
-fn a_damaged_ledger_is_moved_aside_and_nothing_stops() {
+fn fault_05_state_database_damaged() {
     let Some(dev) = Dev::up(1) else { return };
     dev.apply(&[container(&dev, "web", 2), stateful(&dev, "writer", 1)]);
     let pids = dev.pids();

@@ -10,7 +10,7 @@ use super::dev::{Dev, container, pid_of, signal, text, until};
 
 const SECRET: &str = "the-password-of-a-customer";
 
-fn berthd(dev: &Dev, arguments: &[&str]) -> Output {
+pub(super) fn berthd(dev: &Dev, arguments: &[&str]) -> Output {
     Command::new(dev.program("berthd"))
         .arg("--config")
         .arg(dev.state().join("machines/m1/berthd.toml"))

@@ -118,7 +118,7 @@ async fn what_nothing_needs_goes_with_its_layers_and_what_runs_runs_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pull_that_does_not_fit_makes_room_or_says_how_much_it_needs() {
+async fn fault_29_image_larger_than_the_free_disk() {
     let Some(mut containerd) = Containerd::start() else {
         return;
     };

@@ -90,7 +90,7 @@ async fn every_local_form_and_compression_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_at_once_make_one_pull_and_the_file_may_go_afterwards() {
+async fn fault_29_fifty_replicas_of_one_image() {
     let Some(containerd) = Containerd::start() else {
         return;
     };

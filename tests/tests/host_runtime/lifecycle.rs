@@ -75,7 +75,7 @@ async fn runs_a_container_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_exit_is_missed_however_soon() {
+async fn fault_21_exit_within_milliseconds() {
     let Some(containerd) = Containerd::start() else {
         return;
     };
@@ -97,7 +97,7 @@ async fn no_exit_is_missed_however_soon() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_ignores_sigterm_ends_by_sigkill() {
+async fn fault_24_sigterm_ignored() {
     let Some(containerd) = Containerd::start() else {
         return;
     };
@@ -133,7 +133,7 @@ async fn what_ignores_sigterm_ends_by_sigkill() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_create_is_repeated_after_a_crash_anywhere_in_it() {
+async fn fault_01_create_repeated_after_a_crash_anywhere_in_it() {
     let Some(containerd) = Containerd::start() else {
         return;
     };
@@ -194,7 +194,7 @@ async fn a_missing_program_is_the_users_fault() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mute_shim_costs_its_own_container_only() {
+async fn fault_17_shim_mute() {
     let Some(containerd) = Containerd::start() else {
         return;
     };

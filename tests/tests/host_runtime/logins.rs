@@ -261,7 +261,7 @@ fn serve(mut client: TcpStream, own: SocketAddr, registry: SocketAddr, uses_max:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_ends_during_a_pull_is_renewed_by_password_and_by_identity_token() {
+async fn fault_27_token_expired_during_a_pull() {
     let Some(containerd) = Containerd::start() else {
         return;
     };
@@ -407,7 +407,7 @@ async fn a_login_is_given_to_nobody_that_a_registry_or_a_token_server_sends_us_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mirrors_are_asked_first_and_what_they_fail_at_comes_from_the_registry() {
+async fn fault_27_mirrors_that_fail() {
     let Some(containerd) = Containerd::start() else {
         return;
     };

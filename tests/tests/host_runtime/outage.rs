@@ -5,7 +5,7 @@ use berth_node::host::containerd::{RuntimeErrorClass, RuntimeEvent, TaskStatus};
 use super::containerd::{Containerd, event, exit_of, is_alive, kill, until};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tasks_survive_a_killed_containerd_and_are_watched_again() {
+async fn fault_14_tasks_outlive_containerd() {
     let Some(mut containerd) = Containerd::start() else {
         return;
     };
@@ -60,7 +60,7 @@ async fn tasks_survive_a_killed_containerd_and_are_watched_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_shim_ends_its_container() {
+async fn fault_16_shim_killed() {
     let Some(containerd) = Containerd::start() else {
         return;
     };

@@ -321,7 +321,7 @@ impl Setup {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn faults_that_pass_are_ridden_out_and_those_that_stay_are_named() {
+async fn fault_26_27_broken_downloads_and_busy_registries() {
     let Some(setup) = Setup::start() else { return };
     let ensure = async |reference: &str| setup.images.ensure(reference, |_| ()).await;
     let layer_len = 3 << 20;
@@ -371,7 +371,7 @@ async fn faults_that_pass_are_ridden_out_and_those_that_stay_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_failed_attempt_has_fetched_is_not_fetched_again() {
+async fn fault_26_a_failed_pull_goes_on() {
     let Some(setup) = Setup::start() else { return };
     let small = |seed: u8| vec![Entry::file(&format!("small{seed}"), noise(seed, 100_000), 0o644)];
     let many = Image {
