@@ -1,8 +1,9 @@
 //! The system calls a container may make (P). Plain containerd applies no filter, so Berth renders its own.
 //!
-//! An allow list in the manner of the usual container engines: what programs need, less what reaches the kernel as a
-//! whole (modules, mounts, namespaces, clocks, keys, tracing tools). What is not listed answers EPERM, so a program can
-//! go on; `clone3` answers ENOSYS, so that the C library falls back to `clone`, whose flags a filter can read.
+//! An allow list in the manner of the usual container engines: what programs need, less what reaches the kernel as a whole (modules,
+//! mounts, namespaces, clocks, keys) and what looks into other processes (tracing them, reading their memory, taking their files).
+//! What is not listed answers EPERM, so a program can go on; `clone3` answers ENOSYS, so that the C library falls back to `clone`,
+//! whose flags a filter can read.
 
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompBuilder,
@@ -79,9 +80,8 @@ const ALLOWED: &[&str] = &[
     "getegid", "getegid32", "geteuid", "geteuid32", "getgid", "getgid32", "getgroups", "getgroups32", "getitimer",
     "getpgid", "getpgrp", "getpid", "getppid", "getpriority", "getresgid", "getresgid32", "getresuid", "getresuid32",
     "getrlimit", "getrusage", "getsid", "gettid", "getuid", "getuid32", "ioprio_get", "ioprio_set", "kill",
-    "landlock_add_rule", "landlock_create_ruleset", "landlock_restrict_self", "nanosleep", "pause", "pidfd_getfd",
-    "pidfd_open", "pidfd_send_signal", "prctl", "prlimit64", "process_vm_readv", "process_vm_writev", "ptrace",
-    "restart_syscall", "rseq", "rt_sigaction", "rt_sigpending", "rt_sigprocmask", "rt_sigqueueinfo", "rt_sigreturn",
+    "landlock_add_rule", "landlock_create_ruleset", "landlock_restrict_self", "nanosleep", "pause", "pidfd_open",
+    "pidfd_send_signal", "prctl", "prlimit64", "restart_syscall", "rseq", "rt_sigaction", "rt_sigpending", "rt_sigprocmask", "rt_sigqueueinfo", "rt_sigreturn",
     "rt_sigsuspend", "rt_sigtimedwait", "rt_sigtimedwait_time64", "rt_tgsigqueueinfo", "sched_get_priority_max",
     "sched_get_priority_min", "sched_getaffinity", "sched_getattr", "sched_getparam", "sched_getscheduler",
     "sched_rr_get_interval", "sched_rr_get_interval_time64", "sched_setaffinity", "sched_setattr", "sched_setparam",

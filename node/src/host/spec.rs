@@ -35,15 +35,15 @@ const CPU_SHARES_PER_VCPU: u64 = 1024;
 const CPU_SHARES: std::ops::RangeInclusive<u64> = 2..=262_144;
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The usual set of container engines less `NET_RAW`: no forged packets on the machine's network.
-const CAPABILITIES: [Capability; 13] = [
+/// The usual set of container engines less `NET_RAW`, no forged packets on the machine's network, and less `MKNOD`: devices come from
+/// the runtime alone.
+const CAPABILITIES: [Capability; 12] = [
     Capability::AuditWrite,
     Capability::Chown,
     Capability::DacOverride,
     Capability::Fowner,
     Capability::Fsetid,
     Capability::Kill,
-    Capability::Mknod,
     Capability::NetBindService,
     Capability::Setfcap,
     Capability::Setgid,
@@ -538,7 +538,8 @@ mod tests {
         );
         assert_eq!(spec["process"]["noNewPrivileges"], json!(true));
         let capabilities = spec["process"]["capabilities"]["bounding"].as_array().unwrap();
-        assert_eq!(capabilities.len(), 13);
+        assert_eq!(capabilities.len(), 12);
+        assert!(!capabilities.contains(&json!("CAP_MKNOD")));
         assert!(!capabilities.contains(&json!("CAP_NET_RAW")));
         assert!(capabilities.contains(&json!("CAP_NET_BIND_SERVICE")));
         assert_eq!(spec["process"]["capabilities"]["ambient"], json!([]));

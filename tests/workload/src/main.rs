@@ -2,7 +2,8 @@
 //!
 //! It serves HTTP on `PORT` (8080 when unset) and does on request what real services do by accident: use processor and
 //! memory, fill disks, crash, hang, log. It resolves names itself by asking the name server of `/etc/resolv.conf`, so
-//! that it needs no libraries in its image. `workload sleep` only waits; `workload exit CODE` ends at once.
+//! that it needs no libraries in its image. `workload sleep` only waits; `workload exit CODE` ends at once; `workload escape` tries
+//! what no container may do, says what it could, and waits.
 //!
 //! | path | does |
 //! | --- | --- |
@@ -18,6 +19,7 @@
 //! | `/crash?code=N` | ends the process |
 
 mod dns;
+mod escape;
 mod http;
 mod work;
 
@@ -39,15 +41,14 @@ fn main() -> ExitCode {
         .as_slice()
     {
         ["exit", code] => return ExitCode::from(code.parse::<u8>().unwrap_or(1)),
-        ["sleep"] => {
-            end_on_sigterm();
-            loop {
-                std::thread::park();
-            }
+        ["escape"] => {
+            escape::try_all();
+            sleep();
         }
+        ["sleep"] => sleep(),
         [] | ["serve"] => {}
         _ => {
-            work::say("usage: workload [serve | sleep | exit CODE]");
+            work::say("usage: workload [serve | sleep | escape | exit CODE]");
             return ExitCode::from(2);
         }
     }
@@ -70,6 +71,13 @@ fn main() -> ExitCode {
         std::thread::spawn(move || http::answer(stream, |request| work::respond(request, &healthy)));
     }
     ExitCode::SUCCESS
+}
+
+fn sleep() -> ! {
+    end_on_sigterm();
+    loop {
+        std::thread::park();
+    }
 }
 
 /// As the first process of its container the program would ignore SIGTERM without a handler. `IGNORE_SIGTERM=1` makes
