@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use berth_api::time::{Timestamp, monotonic};
-use berth_api::units::Bytes;
 use tracing::info;
 
 use super::KnownImages;
@@ -143,10 +142,10 @@ impl Collector {
             .await
             .map_or(0, |(free, total)| (total / FREE_PART_MIN).saturating_sub(free));
         let choice = |wanted: u64| choose(&images, &needed, &self.config, wanted, now);
-        let (mut chosen, mut freed) = choice(wanted.max(pressure));
+        let (mut chosen, freed) = choice(wanted.max(pressure));
         if freed < wanted {
             // It will not fit whatever goes.
-            (chosen, freed) = choice(pressure);
+            (chosen, _) = choice(pressure);
         }
         for image in &chosen {
             let is_needed = |kept: BTreeSet<String>| kept.contains(&image.name);
@@ -156,9 +155,6 @@ impl Collector {
             self.known.forget(&image.name);
             self.store.delete_image(&image.name).await?;
             info!(image = image.name, last_used = %image.last_used, "removed an image that nothing needs");
-        }
-        if !chosen.is_empty() {
-            info!(images = chosen.len(), freed = %Bytes::new(freed).rounded(), "collected images");
         }
         Ok(())
     }

@@ -262,19 +262,7 @@ impl Registries {
             request
         };
         let response = send(get(self.token(&key).as_ref())).await?;
-        let is_refusal = matches!(
-            response.status(),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
-        );
-        let own = Url::parse(&url).map(|url| url.origin());
-        if is_refusal && own.as_ref() != Ok(&response.url().origin()) {
-            // Where a blob lies is not where we log in; its permission to fetch has run out.
-            let place = response.url().host_str().unwrap_or_default();
-            let status = response.status();
-            return Err(Trouble::passing(format!(
-                "{place}, where {host} sends us, answers {status}"
-            )));
-        }
+        refused_elsewhere(host, &url, &response)?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return judged(response);
         }
@@ -306,10 +294,8 @@ impl Registries {
             }
         };
         let response = send(get(Some(&token.authorization))).await?;
-        if matches!(
-            response.status(),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
-        ) {
+        refused_elsewhere(host, &url, &response)?;
+        if is_refusal(&response) {
             self.tokens().remove(&key);
             return Err(refused(host, credentials.as_ref(), response.status()));
         }
@@ -347,10 +333,7 @@ impl Registries {
             expires_in: Option<u64>,
         }
         let response = send(wanted.request(http, credentials)).await?;
-        if matches!(
-            response.status(),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
-        ) {
+        if is_refusal(&response) {
             return Err(refused(host, credentials, response.status()));
         }
         let body = self.bounded_body(judged(response)?).await?;
@@ -524,6 +507,26 @@ fn password_token(host: &str, credentials: Option<&Credentials>) -> Result<Token
         authorization,
         good_until: monotonic() + PASSWORD_LIFETIME,
     })
+}
+
+fn is_refusal(response: &Response) -> bool {
+    matches!(
+        response.status(),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+    )
+}
+
+/// Where a blob lies is not where we log in: when that place says no, its permission to fetch has run out, and the next attempt gets
+/// another one.
+fn refused_elsewhere(host: &str, url: &str, response: &Response) -> Result<(), Trouble> {
+    let own = Url::parse(url).map(|url| url.origin());
+    if !is_refusal(response) || own.as_ref() == Ok(&response.url().origin()) {
+        return Ok(());
+    }
+    let (place, status) = (response.url().host_str().unwrap_or_default(), response.status());
+    Err(Trouble::passing(format!(
+        "{place}, where {host} sends us, answers {status}"
+    )))
 }
 
 /// A registry says no: to us, or to nobody in particular.
