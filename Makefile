@@ -12,8 +12,9 @@ AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 SECONDS ?= 60
 SEEDS ?= 0..2000
+ROUNDS ?= 1000
 
-.PHONY: help demo test bench bench-placement bench-autoscale bench-control sim fuzz fuzz-api lint build clean setup-build setup-demo setup-test
+.PHONY: help demo test bench bench-placement bench-autoscale bench-control sim soak fuzz fuzz-api lint build clean setup-build setup-demo setup-test
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -39,6 +40,10 @@ bench-placement: setup-build ## Measure placement against published results and 
 
 sim: setup-build ## Simulate whole clusters under faults, one run for each seed of SEEDS (0..2000); KEEP=N,N does only these actions.
 	$(CARGO) run --release --locked --quiet -p berth-tests --bin simulate -- $(SEEDS) $(if $(KEEP),--keep $(KEEP))
+
+soak: setup-test $(WORKLOAD) ## Kill daemons and containerd ROUNDS (1000) times under a changing workload; looks for leaks and doubles each time.
+	$(CARGO) build --workspace --bins --locked
+	BERTH_FAULT_ROUNDS=$(ROUNDS) $(CARGO) test --locked -p berth-tests --test host_dev_behaviour fault_01 -- --nocapture
 
 fuzz-api: setup-test ## Drive a scheduler by its own OpenAPI description for SECONDS (60), with invalid requests too.
 	scripts/fuzz-api.sh $(SECONDS)

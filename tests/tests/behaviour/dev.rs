@@ -29,6 +29,13 @@ pub(super) struct Dev {
     server: String,
 }
 
+/// What of a machine may die while its replicas run.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Program {
+    Daemon,
+    Containerd,
+}
+
 /// An HTTP answer.
 #[derive(Debug)]
 pub(super) struct Answer {
@@ -199,6 +206,17 @@ impl Dev {
     /// The process of a machine's daemon, once it runs.
     pub(super) fn daemon(&self, machine: &str) -> u32 {
         until("a daemon runs", || pid_of(&self.machine(machine)["daemonPid"]))
+    }
+
+    /// The process of a program of the first machine, once it is another than before.
+    pub(super) fn another(&self, program: Program, before: Option<u32>) -> u32 {
+        until("a program runs", || {
+            let pid = match program {
+                Program::Daemon => pid_of(&self.machine("m1")["daemonPid"]),
+                Program::Containerd => pid_of(&self.list()["containerdPid"]),
+            };
+            pid.filter(|pid| Some(*pid) != before)
+        })
     }
 
     /// Declares containers; what is declared already and not named stays.

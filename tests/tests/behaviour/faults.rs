@@ -6,7 +6,7 @@ use berth_api::time::Timestamp;
 use rustix::process::Signal;
 use serde_json::json;
 
-use super::dev::{Dev, container, is_alive, names_in, pid_of, signal, stateful, text, until};
+use super::dev::{Dev, Program, container, is_alive, names_in, pid_of, signal, stateful, text, until};
 
 /// Moments that no test would choose; the seed is printed.
 struct Chance(u64);
@@ -30,14 +30,35 @@ impl Chance {
     }
 }
 
-/// The daemon dies again and again while replicas start and stop. At the end of each round every replica has exactly
-/// one process, and there is nothing beside.
+/// How often something is killed: in `make test`, or as many times as whoever soaks asks for.
+fn rounds() -> u32 {
+    let asked = std::env::var("BERTH_FAULT_ROUNDS").ok();
+    asked.and_then(|rounds| rounds.parse().ok()).unwrap_or(5)
+}
+
+/// One in so many kills, from the sixth on, is containerd's.
+const CONTAINERD_ONE_IN: u32 = 10;
+
+/// The daemon dies again and again while replicas start and stop, and in a long run containerd as well. At the end of each round
+/// every replica has exactly one process, and there is nothing beside.
 #[test]
 fn fault_01_daemon_killed_between_any_two_steps() {
     let Some(dev) = Dev::up(1) else { return };
     let mut chance = Chance::new();
-    for (round, replicas) in [4, 8, 3, 9, 5].into_iter().enumerate() {
-        let daemon = dev.daemon("m1");
+    let rounds = rounds();
+    for round in 1..=rounds {
+        // The last count is what is looked at below.
+        let replicas = if round == rounds {
+            5
+        } else {
+            u32::try_from(chance.below(9)).unwrap() + 1
+        };
+        let program = if round % CONTAINERD_ONE_IN == CONTAINERD_ONE_IN - 4 {
+            Program::Containerd
+        } else {
+            Program::Daemon
+        };
+        let victim = dev.another(program, None);
         let mut web = container(&dev, "web", replicas);
         web["resources"]["ephemeralStorage"] = json!("16Mi");
         // Every other round replaces all replicas as well.
@@ -46,11 +67,9 @@ fn fault_01_daemon_killed_between_any_two_steps() {
         // Not a wait: the moment of the fault.
         let moment = chance.below(700);
         std::thread::sleep(Duration::from_millis(moment));
-        signal(daemon, Signal::KILL);
-        eprintln!("round {round}: {replicas} replicas, daemon killed after {moment} ms");
-        until("another daemon", || {
-            pid_of(&dev.machine("m1")["daemonPid"]).filter(|pid| *pid != daemon)
-        });
+        signal(victim, Signal::KILL);
+        eprintln!("round {round}: {replicas} replicas, {program:?} killed after {moment} ms");
+        dev.another(program, Some(victim));
         dev.until_ready("web", replicas as usize);
         dev.until_tidy();
     }

@@ -10,7 +10,7 @@ use berth_api::time::monotonic;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::dev::{Dev, container, is_alive, pid_of, signal, text, until};
+use super::dev::{Dev, Program, container, is_alive, pid_of, signal, text, until};
 use super::inspect::berthd;
 
 /// A replica that hears SIGTERM and goes on.
@@ -18,17 +18,6 @@ fn stubborn(dev: &Dev) -> Value {
     let mut stubborn = container(dev, "stubborn", 1);
     stubborn["env"] = json!({"IGNORE_SIGTERM": "1"});
     stubborn
-}
-
-fn another(dev: &Dev, member: &str, before: u32) -> u32 {
-    until("another process", || {
-        let now = if member == "daemonPid" {
-            dev.machine("m1")
-        } else {
-            dev.list()
-        };
-        pid_of(&now[member]).filter(|pid| *pid != before)
-    })
 }
 
 /// Until the daemon counts down to SIGKILL: SIGTERM was sent, and the deadline is recorded.
@@ -80,7 +69,7 @@ fn fault_02_daemon_killed_after_sigterm_was_sent() {
     };
     let deadline = explained("next try").unwrap();
     signal(daemon, Signal::KILL);
-    another(&dev, "daemonPid", daemon);
+    dev.another(Program::Daemon, Some(daemon));
     // The replica may end before the new daemon is asked; told, the deadline is the same to the second.
     let second = |line: &str| line.split('.').next().map(str::to_owned);
     if let Some(now) = until("the new daemon answers", || {
@@ -109,7 +98,7 @@ fn fault_04_daemon_crash_loop() {
     let mut daemon = dev.daemon("m1");
     for _ in 0..8 {
         signal(daemon, Signal::KILL);
-        daemon = another(&dev, "daemonPid", daemon);
+        daemon = dev.another(Program::Daemon, Some(daemon));
         assert_eq!(dev.pids(), pids);
     }
     until("all are managed again", || {
@@ -182,7 +171,7 @@ fn fault_20_containerd_killed_during_a_stop() {
     until_in_its_grace(&dev, replica.replica_id.as_str());
     let containerd = pid_of(&dev.list()["containerdPid"]).unwrap();
     signal(containerd, Signal::KILL);
-    another(&dev, "containerdPid", containerd);
+    dev.another(Program::Containerd, Some(containerd));
     until("it has ended", || (!is_alive(replica.pid.unwrap())).then_some(()));
     until("it is gone", || dev.of("stubborn").is_empty().then_some(()));
     assert_eq!(dev.pids().get(web.replica_id.as_str()).copied(), web.pid);
