@@ -13,6 +13,7 @@
 //! Failure: containerd gone makes the runtime *impaired* ([`Runtime::impaired_since`]), never the replicas: their tasks
 //! run on under their shims. Events have no replay, so after [`RuntimeEvent::Reconnected`] the owner lists.
 
+mod bundle;
 mod call;
 mod events;
 mod exec;

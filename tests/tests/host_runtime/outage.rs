@@ -78,3 +78,40 @@ async fn fault_16_shim_killed() {
     assert!(!is_alive(pid));
     assert_eq!(runtime.list().await.unwrap(), vec![]);
 }
+
+/// containerd was killed while it made a task: the directory of it is there, no task, and containerd refuses the id. Found by a soak.
+#[tokio::test(flavor = "multi_thread")]
+async fn fault_18_leftover_bundle_refuses_no_start() {
+    let Some(containerd) = Containerd::start() else {
+        return;
+    };
+    let runtime = containerd.runtime();
+    let image = containerd.busybox(&runtime).await;
+    let mut events = runtime.subscribe();
+    let tasks = containerd
+        .directory
+        .path()
+        .join("state/io.containerd.runtime.v2.task");
+    let bundle = tasks.join(&containerd.name).join("left");
+    std::fs::create_dir_all(bundle.join("rootfs")).unwrap();
+    std::fs::write(bundle.join("config.json"), "{").unwrap();
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "tmpfs"])
+        .arg(bundle.join("rootfs"))
+        .status()
+        .unwrap();
+    assert!(mounted.success());
+    runtime
+        .create(&containerd.plan("left", &image, "echo runs"))
+        .await
+        .unwrap();
+    runtime.start("left").await.unwrap();
+    assert_eq!(exit_of(&mut events, "left").await.code, 0);
+    until("the output arrives", || {
+        containerd.read_output("left") == "runs\n"
+    })
+    .await;
+    runtime.delete("left").await.unwrap();
+    assert!(!bundle.exists());
+    assert!(containerd.shims().is_empty());
+}

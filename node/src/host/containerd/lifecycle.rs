@@ -7,6 +7,7 @@
 //! the same id left; delete goes on until nothing is left, the record last, because the record is what a list shows.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use berth_api::time::{Timestamp, monotonic};
@@ -26,7 +27,7 @@ use super::call::{Tolerate as _, within};
 use super::events::timestamp;
 use super::{
     ContainerPlan, Exit, Known, LABEL_CGROUP, Runtime, RuntimeContainer, RuntimeError, TaskState, TaskStatus,
-    shim,
+    bundle, shim,
 };
 use crate::host::cgroup::Cgroup;
 
@@ -47,13 +48,22 @@ impl Runtime {
     /// [`RuntimeError::Exists`] when a task of this id runs; [`RuntimeError::ImageGone`] when the image must be ensured
     /// again. After an error of class Fatal nothing is left behind.
     pub async fn create(&self, plan: &ContainerPlan) -> Result<u32, RuntimeError> {
-        let result = match self.try_create(plan).await {
+        let mut result = match self.try_create(plan).await {
             Err(RuntimeError::Exists { .. }) => {
                 self.clear_leftovers(&plan.id).await?;
                 self.try_create(plan).await
             }
             other => other,
         };
+        let namespace = &self.inner.config.namespace;
+        if let Err(error) = &result
+            && let Some(path) = bundle::in_the_way(error, namespace, &plan.id)
+        {
+            // Task and shim first: nobody uses the bundle then.
+            self.delete(&plan.id).await?;
+            self.remove_bundle(&plan.id, path).await?;
+            result = self.try_create(plan).await;
+        }
         if let Err(RuntimeError::Failed { .. } | RuntimeError::ImageGone { .. }) = &result
             && let Err(error) = self.delete(&plan.id).await
         {
@@ -141,6 +151,21 @@ impl Runtime {
         })
         .await
         .map(|response| response.into_inner().pid)
+    }
+
+    /// Removes the bundle of a task that is gone.
+    async fn remove_bundle(&self, id: &str, path: PathBuf) -> Result<(), RuntimeError> {
+        warn!(id, path = %path.display(), "removing the bundle that a killed containerd left");
+        let removed = tokio::task::spawn_blocking(move || bundle::remove(&path));
+        let failed = |message: String| RuntimeError::Failed {
+            operation: "remove the bundle of",
+            object: id.to_owned(),
+            message,
+        };
+        removed
+            .await
+            .map_err(|error| failed(error.to_string()))?
+            .map_err(|error| failed(error.to_string()))
     }
 
     /// Removes what an earlier create of the same id left, unless it runs.
