@@ -19,6 +19,8 @@ use crate::status::{Part, Verdicts};
 pub const BEAT_EVERY: Duration = Duration::from_secs(5);
 /// A loop that has not beaten for this long is stuck, unless systemd allows less.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
+/// However little systemd allows: a loop with nothing to do beats seldom, and may come late.
+const STUCK_AFTER_MIN: Duration = Duration::from_secs(15);
 /// How often pulses are looked at without systemd.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -101,7 +103,7 @@ impl Watchdog {
         cancel: CancellationToken,
     ) -> std::io::Result<()> {
         let allowed = sd_notify::watchdog_enabled();
-        let limit = allowed.map_or(STUCK_AFTER, |allowed| allowed.min(STUCK_AFTER));
+        let limit = allowed.map_or(STUCK_AFTER, |allowed| allowed.clamp(STUCK_AFTER_MIN, STUCK_AFTER));
         // systemd advises half of what it allows; a quarter leaves room for a crowded machine.
         let every = allowed.map_or(LOOK_EVERY, |allowed| (allowed / 4).min(LOOK_EVERY));
         let watchdog = Arc::clone(self);
