@@ -119,6 +119,10 @@ pub async fn write(config: &Config, config_file: &Path, path: PathBuf) -> Result
                 missing.push((name, "left out: a secret of this machine occurs in it".to_owned()));
             }
             Ok(content) => parts.push((name, content)),
+            // A program that failed is quoted.
+            Err(reason) if holds_any(reason.as_bytes(), &secrets) => {
+                missing.push((name, "a secret of this machine occurs in why".to_owned()));
+            }
             Err(reason) => missing.push((name, reason)),
         }
     }

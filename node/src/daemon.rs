@@ -31,7 +31,7 @@ use crate::mesh::MeshState;
 use crate::plan::{Identity, NodeCore};
 use crate::reconcile::{self, INBOX_MAX, Parts};
 use crate::status::{self, Part, Snapshot, Verdicts};
-use crate::watchdog::{Pulse, Watchdog, notify};
+use crate::watchdog::{BEAT_EVERY, Pulse, Watchdog, notify};
 
 /// The machine is tried again this often while the kernel refuses its network.
 const OPEN_AGAIN: Duration = Duration::from_secs(2);
@@ -63,8 +63,11 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
         let (path, view) = (config.status_socket(), snapshots.subscribe());
         let (verdicts, cancel, pulse) = (Arc::clone(&verdicts), cancel.clone(), watchdog.pulse("status"));
         tasks.spawn(async move {
-            if let Err(error) = status::serve(&path, view, verdicts, pulse, cancel).await {
+            // Nobody looks in without it, and nothing else is worse for it.
+            while let Err(error) = status::serve(&path, &view, &verdicts, &pulse, &cancel).await {
                 tracing::error!(path = %path.display(), error = %error, "cannot serve the status");
+                pulse.beat();
+                tokio::time::sleep(BEAT_EVERY).await;
             }
         });
     }

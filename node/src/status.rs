@@ -184,10 +184,10 @@ impl Status {
 /// When the socket cannot be bound.
 pub async fn serve(
     path: &Path,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
-    verdicts: Arc<Verdicts>,
-    pulse: Pulse,
-    cancel: CancellationToken,
+    snapshots: &watch::Receiver<Arc<Snapshot>>,
+    verdicts: &Verdicts,
+    pulse: &Pulse,
+    cancel: &CancellationToken,
 ) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

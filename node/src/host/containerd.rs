@@ -168,6 +168,8 @@ struct Inner {
 #[derive(Debug, Default, Clone)]
 struct Known {
     cgroup_path: String,
+    /// What its cgroup counted before this run.
+    oom_kills_before: u64,
     /// Pid whose end is waited for by a task of ours.
     waited_pid: Option<u32>,
     /// Pid whose end has been reported.
@@ -262,7 +264,7 @@ impl Runtime {
         let Some(path) = self.cgroup_path(id) else { return };
         let cgroup = cgroup::Cgroup::at(&path);
         // Asked of the cgroup itself: a late event may be of the run before.
-        if cgroup.oom_kills() > 0 {
+        if cgroup.oom_kills() > self.oom_kills_before(id) {
             let killed = cgroup.kill_all();
             tracing::info!(id, killed, "ended a container that is out of memory");
         }
@@ -288,6 +290,11 @@ impl Runtime {
 
     pub(crate) fn headers(&self) -> &Headers {
         &self.inner.headers
+    }
+
+    /// Those of earlier runs, where their cgroup could not be removed and is used again.
+    fn oom_kills_before(&self, id: &str) -> u64 {
+        self.known().get(id).map_or(0, |known| known.oom_kills_before)
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Known>> {

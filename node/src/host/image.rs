@@ -282,6 +282,7 @@ impl Images {
                 known: Arc::clone(&known),
                 state: Mutex::default(),
                 in_flight: Mutex::default(),
+                gate: tokio::sync::Mutex::default(),
                 turn: tokio::sync::Mutex::default(),
             },
             store,

@@ -27,7 +27,7 @@ async fn a_program_has_the_rights_of_its_container_and_its_end_is_told() {
     assert_eq!(run("exit 0", LONG).await.unwrap(), Some(0));
     assert_eq!(run("exit 3", LONG).await.unwrap(), Some(3));
     let rights = "mount -t tmpfs t /tmp && exit 1; grep -q 'NoNewPrivs:.1' /proc/self/status && \
-                  grep -q 'CapBnd:.00000000a80405fb' /proc/self/status && grep -q 'Seccomp:.2' /proc/self/status && \
+                  grep -q 'CapBnd:.00000000a00405fb' /proc/self/status && grep -q 'Seccomp:.2' /proc/self/status && \
                   test $GREETING = hello";
     assert_eq!(run(rights, LONG).await.unwrap(), Some(0));
     let missing = runtime.exec("a", vec!["/nope".into()], LONG).await;

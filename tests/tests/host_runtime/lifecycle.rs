@@ -56,7 +56,7 @@ async fn runs_a_container_and_leaves_nothing() {
         "hello\na\n0\n",
         "NoNewPrivs:\t1",
         "Seccomp:\t2",
-        "CapBnd:\t00000000a80405fb",
+        "CapBnd:\t00000000a00405fb",
         "from the volume\n",
         "refused\n",
         "no namespaces\n",

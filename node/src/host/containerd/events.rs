@@ -216,7 +216,7 @@ impl Runtime {
     }
 
     fn report_exit(&self, id: &str, pid: u32, code: u32, at: Timestamp) {
-        let path = {
+        let (path, before) = {
             let mut known = self.known();
             let Some(known) = known.get_mut(id) else {
                 // Deleted by us: whoever deleted it has the exit.
@@ -225,12 +225,12 @@ impl Runtime {
             if known.reported_pid.replace(pid) == Some(pid) {
                 return;
             }
-            known.cgroup_path.clone()
+            (known.cgroup_path.clone(), known.oom_kills_before)
         };
         let exit = Exit {
             code,
             at,
-            oom_kills: Cgroup::at(&path).oom_kills(),
+            oom_kills: Cgroup::at(&path).oom_kills().saturating_sub(before),
         };
         self.publish(RuntimeEvent::Exit {
             id: id.to_owned(),

@@ -77,6 +77,7 @@ impl Runtime {
             plan.id.clone(),
             Known {
                 cgroup_path: plan.cgroup_path.clone(),
+                oom_kills_before: Cgroup::at(&plan.cgroup_path).oom_kills(),
                 ..Known::default()
             },
         );
@@ -393,6 +394,7 @@ impl Runtime {
     fn oom_kills(&self, id: &str) -> u64 {
         self.cgroup_path(id)
             .map_or(0, |path| Cgroup::at(&path).oom_kills())
+            .saturating_sub(self.oom_kills_before(id))
     }
 
     /// Removes task, snapshot and record, killing what still runs. Returns how the task ended, if there was one. What is

@@ -32,6 +32,8 @@ pub(super) struct Collector {
     pub(super) state: Mutex<State>,
     /// Images that are being pulled.
     pub(super) in_flight: Mutex<BTreeSet<String>>,
+    /// Held while a pull takes its lease, and while one is ended that no pull has.
+    pub(super) gate: tokio::sync::Mutex<()>,
     /// One collection at a time: two would count the same bytes as freed.
     pub(super) turn: tokio::sync::Mutex<()>,
 }
@@ -123,7 +125,7 @@ impl Collector {
         let Some(needed) = self.state().kept(self.config.settle) else {
             return Ok(());
         };
-        self.drop_leases(&needed, wanted > 0).await?;
+        self.drop_leases(Some(&needed)).await?;
         let now = Timestamp::now();
         let mut images = Vec::new();
         let mut sizes = BTreeMap::new();
@@ -137,15 +139,18 @@ impl Collector {
                 name: record.name,
             });
         }
-        let pressure = self
-            .space()
-            .await
-            .map_or(0, |(free, total)| (total / FREE_PART_MIN).saturating_sub(free));
+        let space = self.space().await;
+        let pressure = space.map_or(0, |(free, total)| (total / FREE_PART_MIN).saturating_sub(free));
         let choice = |wanted: u64| choose(&images, &needed, &self.config, wanted, now);
         let (mut chosen, freed) = choice(wanted.max(pressure));
         if freed < wanted {
-            // It will not fit whatever goes.
-            (chosen, _) = choice(pressure);
+            // With images alone it does not fit; what pulls that did not end keep may be what is in the way.
+            let can_fit = space.is_some_and(|(free, total)| wanted.saturating_add(free) <= total);
+            if can_fit {
+                self.drop_leases(None).await?;
+            } else {
+                (chosen, _) = choice(pressure);
+            }
         }
         for image in &chosen {
             let is_needed = |kept: BTreeSet<String>| kept.contains(&image.name);
@@ -159,16 +164,19 @@ impl Collector {
         Ok(())
     }
 
-    /// Pulls that did not end keep what they have for the next attempt; not what nobody needs, and nothing where room is wanted.
-    async fn drop_leases(&self, needed: &BTreeSet<String>, all: bool) -> Result<(), Trouble> {
+    /// Pulls that did not end keep what they have for the next attempt: what is not needed goes, or, where room is wanted, all of it.
+    async fn drop_leases(&self, needed: Option<&BTreeSet<String>>) -> Result<(), Trouble> {
         for lease in self.store.leases().await? {
+            // No pull begins with it between the look and the end.
+            let _gate = self.gate.lock().await;
             let is_in_flight = self.in_flight().contains(&lease.image);
-            if !is_in_flight && (all || !needed.contains(&lease.image)) {
+            let is_needed = needed.is_some_and(|needed| needed.contains(&lease.image));
+            if !is_in_flight && !is_needed {
                 info!(
                     image = lease.image,
                     "dropped what a pull that did not end had fetched"
                 );
-                self.store.delete_lease(&lease.id).await?;
+                self.store.delete_lease(&lease.id, needed.is_none()).await?;
             }
         }
         Ok(())

@@ -89,8 +89,10 @@ impl Puller {
         if let Some(image) = self.present(&name, Some(&manifest.digest)).await? {
             return Ok(image);
         }
+        let gate = self.collector.gate.lock().await;
         let _pulling = self.collector.pulling(&name);
         let leased = self.store.leased(&name).await?;
+        drop(gate);
         let result = self.fetch(&name, &source, &manifest, &leased, report).await;
         // What an attempt has fetched is kept for the next one, unless there is nothing to hope for.
         let is_over = match &result {

@@ -105,7 +105,7 @@ impl Store {
             let known = self.leases().await?.into_iter().find(|lease| lease.id == id);
             let is_fresh = |lease: Lease| Timestamp::now().since(lease.created_at) < LEASE_LIFETIME / 2;
             if !known.is_some_and(is_fresh) {
-                self.delete_lease(&id).await?;
+                self.delete_lease(&id, false).await?;
                 self.create_lease(&id, image).await?;
             }
         }
@@ -153,19 +153,22 @@ impl Store {
 
     pub(super) async fn end_lease(&self) -> Result<(), RuntimeError> {
         match &self.lease {
-            Some(id) => self.delete_lease(id).await,
+            Some(id) => self.delete_lease(id, false).await,
             None => Ok(()),
         }
     }
 
-    pub(super) async fn delete_lease(&self, id: &str) -> Result<(), RuntimeError> {
-        let delete = DeleteRequest {
-            id: id.into(),
-            sync: false,
+    /// Ends a lease; with `sync` what only that one kept is gone when this returns.
+    pub(super) async fn delete_lease(&self, id: &str, sync: bool) -> Result<(), RuntimeError> {
+        let delete = DeleteRequest { id: id.into(), sync };
+        let deadline = if sync {
+            DELETE_IMAGE_TIMEOUT
+        } else {
+            self.deadline()
         };
         // Not under the lease itself.
-        let request = self.runtime.headers().request(delete, Some(self.deadline()));
-        within("delete lease", id, self.deadline(), async {
+        let request = self.runtime.headers().request(delete, Some(deadline));
+        within("delete lease", id, deadline, async {
             self.runtime.client().leases().delete(request).await
         })
         .await
