@@ -44,6 +44,8 @@ const PURE: &[&str] = &[
     "node/src/replica",
     "node/src/host/spec.rs",
     "node/src/host/seccomp.rs",
+    "node/src/host/image/challenge.rs",
+    "node/src/host/image/collect.rs",
 ];
 
 /// What a pure file may not contain, and why.

@@ -10,7 +10,10 @@
 //! ```
 //!
 //! Failure: every error says whose fault it is ([`ImageError::fault`]). Retries happen here and nowhere else: back-off by
-//! class, Retry-After honoured, a broken download goes on where it broke, silence counts as broken.
+//! class, Retry-After honoured, a broken download goes on where it broke, silence counts as broken. What an attempt has fetched is kept
+//! for the next one.
+//!
+//! [`RegistryConfig`] says how single registries are reached and as whom; [`CollectConfig`] when images go that nothing needs.
 
 mod access;
 mod challenge;

@@ -296,8 +296,7 @@ impl Stage {
     }
 
     /// A write through one process that is tried again for as long as it is refused for now: 503, which an etcd that is slow
-    /// for longer than a lease brings about. Such a refusal may have been
-    /// written, so the write is one that may be repeated.
+    /// for longer than a lease brings about. What was refused so may have been written: it must be a write that may be repeated.
     pub(crate) async fn settle(
         &self,
         through: usize,

@@ -14,7 +14,7 @@ use berth_tests::oci_layout::{Compression, Entry, Image};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 use super::containerd::Containerd;
-use super::registry::{Guard, Proxy, Registry, Wrong, free_address, image, noise, plain};
+use super::registry::{Guard, Proxy, Registry, Wrong, free_address, image, noise, plain, read_head};
 
 const PASSWORD: &str = "right horse";
 /// bcrypt of it, as docker-registry reads it.
@@ -199,15 +199,9 @@ fn answer(client: &mut TcpStream, head: &str, body: &str) {
 }
 
 fn serve(mut client: TcpStream, own: SocketAddr, registry: SocketAddr, uses_max: u32, seen: &Mutex<Seen>) {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        if client.read(&mut byte).unwrap_or(0) == 0 {
-            return;
-        }
-        head.push(byte[0]);
-    }
-    let head = String::from_utf8(head).unwrap();
+    let Some(head) = read_head(&mut client) else {
+        return;
+    };
     let header = |name: &str| {
         let line = head.lines().find(|line| {
             let found = line.split(':').next().unwrap_or_default();
@@ -329,13 +323,10 @@ impl Page {
         // Ends with the test process.
         std::thread::spawn(move || {
             for mut client in listener.incoming().map_while(Result::ok) {
-                let mut request = Vec::new();
-                let mut byte = [0];
-                while !request.ends_with(b"\r\n\r\n") && client.read(&mut byte).unwrap_or(0) > 0 {
-                    request.push(byte[0]);
+                if let Some(request) = read_head(&mut client) {
+                    asked.lock().unwrap().push(request);
+                    answer(&mut client, &head, &body);
                 }
-                asked.lock().unwrap().push(String::from_utf8(request).unwrap());
-                answer(&mut client, &head, &body);
             }
         });
         page

@@ -174,6 +174,17 @@ impl Proxy {
     }
 }
 
+/// The head of a request, its empty line included; none when the client goes away before.
+pub(crate) fn read_head(client: &mut TcpStream) -> Option<String> {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        client.read_exact(&mut byte).ok()?;
+        head.push(byte[0]);
+    }
+    Some(String::from_utf8(head).unwrap())
+}
+
 fn serve(
     mut client: TcpStream,
     registry: SocketAddr,
@@ -181,15 +192,9 @@ fn serve(
     requests: &AtomicU32,
     ranges: &Mutex<Vec<String>>,
 ) {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        if client.read(&mut byte).unwrap_or(0) == 0 {
-            return;
-        }
-        head.push(byte[0]);
-    }
-    let text = String::from_utf8(head).unwrap();
+    let Some(text) = read_head(&mut client) else {
+        return;
+    };
     let is_blob = text.contains("/blobs/");
     let mut fault = Wrong::Nothing;
     if is_blob {
@@ -236,7 +241,7 @@ fn serve(
         Wrong::Silence(after) => {
             client.write_all(&answer[..(body + after).min(answer.len())]).ok();
             client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-            client.read_exact(&mut byte).ok();
+            client.read_exact(&mut [0]).ok();
         }
         Wrong::Flip(at) => {
             if let Some(place) = answer.get_mut(body + at) {

@@ -1,6 +1,6 @@
 //! Which images are taken off the machine, so that the disk stays free and nothing that is needed goes.
 //!
-//! [`choose`] is pure. An image that a replica needs is never chosen. Of the others go
+//! [`choose`] (P). An image that a replica needs is never chosen. Of the others go
 //! - what was not used for [`CollectConfig::keep`];
 //! - the least recently used while all images together exceed [`CollectConfig::budget`], but none that was used within
 //!   [`CollectConfig::grace`]: a rollout that is undone starts without its registry;
