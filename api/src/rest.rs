@@ -12,6 +12,7 @@
 //! | [`aggregate`] | sums over all clusters |
 //! | [`rollout`] | how the change of a container's replicas stands |
 //! | [`operator`] | Berth's additions: list of clusters, replicas, logs |
+//! | [`tunnel`] | messages of `exec` and `port-forward` |
 
 pub mod aggregate;
 pub mod cluster;
@@ -27,6 +28,7 @@ pub mod repack;
 pub mod rollout;
 #[cfg(feature = "openapi")]
 pub mod schema;
+pub mod tunnel;
 mod update;
 
 use serde::{Deserialize, Serialize};

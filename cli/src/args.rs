@@ -8,10 +8,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::commands::apply::ApplyArgs;
 use crate::commands::change::{DeleteArgs, DrainArgs, NameArgs};
 use crate::commands::events::EventsArgs;
+use crate::commands::exec::ExecArgs;
 use crate::commands::explain::ExplainArgs;
 use crate::commands::get::GetArgs;
 use crate::commands::logs::LogsArgs;
 use crate::commands::plan::PlanArgs;
+use crate::commands::port_forward::PortForwardArgs;
 use crate::commands::rollout::RolloutArgs;
 use crate::commands::status::StatusArgs;
 use crate::commands::token::TokenArgs;
@@ -85,6 +87,10 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// Show what replicas wrote
     Logs(LogsArgs),
+    /// Run a program in a replica: berth exec -it NAME -- sh
+    Exec(ExecArgs),
+    /// Reach a port of a replica through a port of this host
+    PortForward(PortForwardArgs),
     /// Show what happened
     Events(EventsArgs),
     /// Show what the scheduler would change about the machines; nothing is changed

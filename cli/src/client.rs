@@ -2,13 +2,17 @@
 
 use std::time::Duration;
 
+use berth_api::rest::tunnel::PROTOCOL;
 use berth_api::time::monotonic;
 use reqwest::{Method, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::exit::{Code, Failure, chain};
+use crate::tunnel::Tunnel;
 
 /// A plain request is answered from memory; a scheduler that takes longer is as good as gone.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
@@ -234,6 +238,60 @@ impl Client {
                 ),
             })
         })
+    }
+}
+
+impl Client {
+    /// Opens a tunnel to a replica (RFC 6455, section 4.1).
+    pub(crate) async fn tunnel(
+        &self,
+        segments: &[&str],
+        query: &[(&str, String)],
+    ) -> Result<Tunnel, ClientError> {
+        let key = generate_key();
+        let request = self
+            .http
+            .get(self.url(segments, query))
+            .bearer_auth(&self.token)
+            .header("connection", "Upgrade")
+            .header("upgrade", "websocket")
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-key", &key)
+            .header("sec-websocket-protocol", PROTOCOL);
+        let late = |_| ClientError::Answer {
+            status: StatusCode::GATEWAY_TIMEOUT,
+            message: format!(
+                "the scheduler did not answer within {} s",
+                REQUEST_DEADLINE.as_secs()
+            ),
+        };
+        let response = tokio::time::timeout(REQUEST_DEADLINE, request.send())
+            .await
+            .map_err(late)?
+            .map_err(|error| self.unreachable(error))?;
+        let status = response.status();
+        if status != StatusCode::SWITCHING_PROTOCOLS {
+            let text = response.text().await.map_err(|error| self.unreachable(error))?;
+            return Err(ClientError::Answer {
+                status,
+                message: error_message(status, &text),
+            });
+        }
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        if header("sec-websocket-accept") != Some(derive_accept_key(key.as_bytes()).as_str())
+            || header("sec-websocket-protocol") != Some(PROTOCOL)
+        {
+            return Err(ClientError::Answer {
+                status,
+                message: "what answers is no scheduler that knows tunnels".into(),
+            });
+        }
+        let replica = header("berth-replica").unwrap_or_default().to_owned();
+        let upgraded = response
+            .upgrade()
+            .await
+            .map_err(|error| self.unreachable(error))?;
+        Ok(Tunnel::new(replica, upgraded).await)
     }
 }
 

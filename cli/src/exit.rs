@@ -6,15 +6,30 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
     /// The thing asked for did not work.
-    Failed = 1,
+    Failed,
     /// The command line, the file or the request was wrong.
-    Input = 2,
+    Input,
     /// What was named does not exist.
-    NotFound = 3,
+    NotFound,
     /// The scheduler could not be reached, or refused the token.
-    Refused = 4,
+    Refused,
     /// A wait ended before what it waited for came.
-    TimedOut = 5,
+    TimedOut,
+    /// That of a program which was run elsewhere.
+    Program(u8),
+}
+
+impl Code {
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::Input => 2,
+            Self::NotFound => 3,
+            Self::Refused => 4,
+            Self::TimedOut => 5,
+            Self::Program(code) => code,
+        }
+    }
 }
 
 /// Text of the exit codes for `--help`.
@@ -81,7 +96,10 @@ mod tests {
             Code::Refused,
             Code::TimedOut,
         ] {
-            assert!(EXIT_CODES.contains(&format!("\n  {}  ", code as u8)), "{code:?}");
+            assert!(
+                EXIT_CODES.contains(&format!("\n  {}  ", code.number())),
+                "{code:?}"
+            );
         }
     }
 }

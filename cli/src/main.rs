@@ -5,6 +5,7 @@
 //! | [`args`] | the command line |
 //! | [`context`] | which scheduler, token and cluster is meant |
 //! | [`client`] | the scheduler's REST API |
+//! | [`tunnel`] | a program or a port of a replica, through the scheduler |
 //! | [`commands`] | one module per command |
 //! | [`manifest`], [`diff`] | the file of `berth apply`, and what it will change |
 //! | [`render`] | pictures and tables of what the scheduler says |
@@ -24,6 +25,7 @@ mod output;
 mod render;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 
 use std::process::ExitCode;
 
@@ -53,7 +55,7 @@ fn main() -> ExitCode {
             if !failure.message.is_empty() {
                 output::note(format!("berth: {}", failure.message));
             }
-            ExitCode::from(failure.code as u8)
+            ExitCode::from(failure.code.number())
         }
     }
 }
@@ -68,6 +70,8 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Status(args) => commands::status::run(args, &open()?, screen).await,
         Command::Explain(args) => commands::explain::run(args, &open()?, screen).await,
         Command::Logs(args) => commands::logs::run(args, &open()?, screen).await,
+        Command::Exec(args) => commands::exec::run(args, &open()?).await,
+        Command::PortForward(args) => commands::port_forward::run(args, &open()?).await,
         Command::Events(args) => commands::events::run(args, &open()?, screen).await,
         Command::Plan(args) => commands::plan::run(args, &open()?, screen).await,
         Command::Drain(args) => commands::change::drain(args, &open()?, screen).await,

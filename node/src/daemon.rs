@@ -31,6 +31,7 @@ use crate::mesh::MeshState;
 use crate::plan::{Identity, NodeCore};
 use crate::reconcile::{self, INBOX_MAX, Parts};
 use crate::status::{self, Part, Snapshot, Verdicts};
+use crate::tunnel::Reach;
 use crate::watchdog::{BEAT_EVERY, Pulse, Watchdog, notify};
 
 /// The machine is tried again this often while the kernel refuses its network.
@@ -148,6 +149,7 @@ async fn serve(
         logs: LogService {
             store: config.log_store.clone(),
         },
+        reach: Arc::clone(&host) as Arc<dyn Reach>,
         route: link::Route::default(),
     };
     tasks.spawn(run_link(link, credentials, cancel.clone()));

@@ -13,6 +13,7 @@
 //! | a step | reconcile's join set | one step of one replica | its result |
 //! | ledger thread | `ledger::Ledger` | writes (bounded queue) | committed sequence |
 //! | link | `main` | snapshot, acks, events, log chunks | `Input` |
+//! | a tunnel | the link's session | a program's output, a port; what the scheduler sends | messages to the scheduler |
 //! | dns | `main` | directory | answers |
 //! | health | `main` | probes wanted | `Input` |
 //! | status socket | `main` | snapshot | JSON |
@@ -40,4 +41,5 @@ pub mod plan;
 pub mod reconcile;
 pub mod replica;
 pub mod status;
+pub mod tunnel;
 pub mod watchdog;

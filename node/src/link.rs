@@ -28,6 +28,7 @@ use crate::logs::LogService;
 use crate::mesh::MeshState;
 use crate::reconcile::{Answer, Input};
 use crate::status::{Part, Snapshot, Verdicts};
+use crate::tunnel::Reach;
 
 pub use enrol::enrol_until_done;
 pub use route::Route;
@@ -132,6 +133,7 @@ pub struct Link {
     pub directory: DirectoryState,
     pub mesh: MeshState,
     pub logs: LogService,
+    pub reach: Arc<dyn Reach>,
     pub route: Route,
 }
 

@@ -9,12 +9,14 @@ mod session;
 mod sessions;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::link::{
-    EnrolReply, EnrolRequest, NodeMessage, Redirect, SchedulerMessage, scheduler_message::Kind,
+    EnrolReply, EnrolRequest, NodeMessage, Redirect, SchedulerMessage, TunnelDown, TunnelUp,
+    scheduler_message::Kind,
 };
 use berth_api::time::Timestamp;
 use futures::StreamExt as _;
@@ -34,6 +36,7 @@ use crate::refusal::{Class, Refused};
 use crate::world::World;
 
 pub use sessions::{LogQuery, LogStream, Sessions};
+pub use tunnel::Tunnel;
 
 use proto::link_server::{Link, LinkServer};
 
@@ -165,13 +168,7 @@ impl Link for LinkService {
         &self,
         request: Request<Streaming<NodeMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let identity = peer(&request).ok_or_else(|| {
-            Refused::new(
-                Class::Unauthenticated,
-                "no_certificate",
-                "a session needs the certificate that Enrol gives",
-            )
-        })?;
+        let identity = peer(&request).ok_or_else(no_certificate)?;
         // A cluster that is being deleted goes on to speak with its machines: they are told to stop everything.
         let Some(handle) = self.scheduler.find(&identity.cluster_id) else {
             let Some(member) = self.scheduler.elsewhere(&identity.cluster_id) else {
@@ -199,6 +196,33 @@ impl Link for LinkService {
             ReceiverStream::new(messages).map(Ok).chain(last).boxed(),
         ))
     }
+
+    type TunnelStream = BoxStream<'static, Result<TunnelDown, Status>>;
+
+    async fn tunnel(
+        &self,
+        request: Request<Streaming<TunnelUp>>,
+    ) -> Result<Response<Self::TunnelStream>, Status> {
+        let identity = peer(&request).ok_or_else(no_certificate)?;
+        let handle = self
+            .scheduler
+            .find(&identity.cluster_id)
+            .ok_or_else(|| self.scheduler.not_here(&identity.cluster_id))?;
+        check_identity(&handle.world(), &identity)?;
+        let down = handle
+            .sessions()
+            .join(&identity.machine_id, request.into_inner())
+            .await?;
+        Ok(Response::new(ReceiverStream::new(down).map(Ok).boxed()))
+    }
+}
+
+fn no_certificate() -> Refused {
+    Refused::new(
+        Class::Unauthenticated,
+        "no_certificate",
+        "this needs the certificate that Enrol gives",
+    )
 }
 
 fn peer<T>(request: &Request<T>) -> Option<MachineIdentity> {

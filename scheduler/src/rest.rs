@@ -24,6 +24,7 @@ mod rates;
 mod request;
 mod rollup;
 mod told;
+mod tunnel;
 mod view;
 mod watch;
 mod write;
@@ -36,6 +37,7 @@ use axum::routing::{delete, get, patch, post};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config::RestLimits;
 use crate::scheduler::Scheduler;
@@ -49,10 +51,12 @@ use rates::Rates;
 pub struct Api {
     scheduler: Arc<Scheduler>,
     tokens: Arc<Tokens>,
-    /// Ends what waits: streams of logs, and `?watch`.
+    /// Ends what waits: streams of logs, tunnels, and `?watch`.
     stop: CancellationToken,
     rates: Arc<Rates>,
     audit: Arc<Audit>,
+    /// Owner of what connections become after their requests.
+    upgraded: TaskTracker,
     /// A permit for each request that waits for a change.
     watchers: Arc<Semaphore>,
 }
@@ -72,6 +76,7 @@ impl Api {
             stop,
             rates: Arc::new(Rates::new(limits)),
             audit: Arc::new(audit),
+            upgraded: TaskTracker::new(),
             watchers: Arc::new(Semaphore::new(watch::WAITING_MAX)),
         }
     }
@@ -131,6 +136,11 @@ fn cluster_routes() -> Router<Api> {
             get(operator::explain),
         )
         .route("/clusters/{cluster}/logs/{name}", get(logs::logs))
+        .route("/clusters/{cluster}/exec/{name}", get(tunnel::exec))
+        .route(
+            "/clusters/{cluster}/port-forward/{name}",
+            get(tunnel::port_forward),
+        )
 }
 
 fn container_routes() -> Router<Api> {
@@ -179,14 +189,17 @@ fn aggregate_routes() -> Router<Api> {
         .route("/aggregate/machines", get(aggregate::machines))
 }
 
-/// Serves until `stop`, then lets the requests in flight end.
+/// Serves until `stop`, then lets the requests in flight end, and says so to tunnels.
 ///
 /// # Errors
 /// When the listener fails.
 pub async fn serve(listener: TcpListener, api: Api) -> std::io::Result<()> {
-    let stop = api.stop.clone();
+    let (stop, upgraded) = (api.stop.clone(), api.upgraded.clone());
     let service = api.router().into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, service)
+    let served = axum::serve(listener, service)
         .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+        .await;
+    upgraded.close();
+    upgraded.wait().await;
+    served
 }

@@ -19,4 +19,5 @@ mod behaviour {
     mod rollout;
     mod squeeze;
     mod storage;
+    mod tunnel;
 }

@@ -227,7 +227,11 @@ impl Node {
                             self.seen.acknowledged();
                         }
                         Kind::Redirect(_) => bail!("the scheduler sends its machines away"),
-                        Kind::Directory(_) | Kind::StopConfirmed(_) | Kind::LogRequest(_) | Kind::LogCancel(_) => {}
+                        Kind::Directory(_)
+                        | Kind::StopConfirmed(_)
+                        | Kind::LogRequest(_)
+                        | Kind::LogCancel(_)
+                        | Kind::TunnelRequest(_) => {}
                     }
                 }
             }

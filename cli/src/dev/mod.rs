@@ -590,7 +590,7 @@ async fn up_in_background(layout: &Layout, screen: &Screen) -> Result<(), Failur
         let ended = tokio::time::timeout(Duration::from_millis(100), child.wait()).await;
         if let Ok(Ok(status)) = ended {
             show_progress(&log, &mut shown, screen);
-            let code = if status.code() == Some(Code::Input as i32) {
+            let code = if status.code() == Some(Code::Input.number().into()) {
                 Code::Input
             } else {
                 Code::Failed

@@ -13,6 +13,7 @@
 //! Failure: containerd gone makes the runtime *impaired* ([`Runtime::impaired_since`]), never the replicas: their tasks
 //! run on under their shims. Events have no replay, so after [`RuntimeEvent::Reconnected`] the owner lists.
 
+mod attach;
 mod bundle;
 mod call;
 mod events;
@@ -20,7 +21,7 @@ mod exec;
 mod lifecycle;
 mod shim;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,6 +35,7 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+pub use attach::{Attached, Control, Program};
 pub(crate) use call::{Headers, Tolerate, within};
 pub use call::{RuntimeError, RuntimeErrorClass};
 pub(crate) use events::timestamp;
@@ -161,6 +163,8 @@ struct Inner {
     impaired: watch::Sender<Option<Timestamp>>,
     /// Tasks whose end is being waited for, and cgroup paths of known containers.
     known: Mutex<BTreeMap<String, Known>>,
+    /// Names of the programs that somebody speaks with.
+    attached: Mutex<BTreeSet<String>>,
     tracker: TaskTracker,
     cancel: CancellationToken,
 }
@@ -211,6 +215,7 @@ impl Runtime {
             events,
             impaired: watch::Sender::new(None),
             known: Mutex::default(),
+            attached: Mutex::default(),
             tracker: TaskTracker::new(),
             cancel: CancellationToken::new(),
         });

@@ -6,9 +6,10 @@
 
 mod firewall;
 mod logs;
+mod reach;
 mod storage;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -78,6 +79,8 @@ struct Memory {
     attachments: BTreeMap<ReplicaId, Attachment>,
     /// Replica of each container id, and the signal that asks it to stop.
     containers: BTreeMap<String, (ReplicaId, u32)>,
+    /// Container ids of which it is known that nobody's programs are left in them.
+    asked: BTreeSet<String>,
     wish: Option<NetworkWish>,
 }
 
@@ -123,7 +126,7 @@ impl LinuxHost {
             .into_iter()
             .map(|found| (found.replica_id.clone(), found))
             .collect();
-        Ok(Self {
+        let host = Self {
             storage: Storage::new(&config),
             logs: Logs::new(config.keeper_socket.clone()),
             assigned,
@@ -137,7 +140,9 @@ impl LinuxHost {
                 ..Memory::default()
             }),
             config,
-        })
+        };
+        host.forget_fifos();
+        Ok(host)
     }
 
     /// Ends background tasks; containers, namespaces and rules stay.
@@ -546,6 +551,7 @@ impl Host for LinuxHost {
             self.detach(&leftover.replica_id).await?;
         }
         self.storage.sweep(keep).await?;
+        self.end_forgotten_programs().await;
         self.logs.hold_running().await
     }
 }

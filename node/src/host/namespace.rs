@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::Handle;
 use rustix::mount::UnmountFlags;
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 /// The namespace of the calling thread, as a file.
@@ -36,6 +38,8 @@ pub enum NamespaceError {
     Enter(#[source] io::Error),
     #[error("starting a thread for a network namespace")]
     Thread(#[source] io::Error),
+    #[error("connecting: {0}")]
+    Connect(io::Error),
     #[error("opening a netlink socket")]
     Netlink(#[source] io::Error),
     #[error("the kernel did not finish within {0:?}")]
@@ -111,6 +115,46 @@ impl Namespace {
             Ok(Err(_)) => Err(NamespaceError::Stopped.into()),
             Err(_) => Err(NamespaceError::Deadline(deadline).into()),
         }
+    }
+
+    /// Connects by TCP from inside the namespace, to the first of `addresses` that takes it. Each has a part of the deadline.
+    ///
+    /// # Errors
+    /// When the thread cannot be had, no address takes the connection, or the deadline passes.
+    pub async fn connect(
+        &self,
+        addresses: Vec<SocketAddr>,
+        deadline: Duration,
+    ) -> Result<TcpStream, NamespaceError> {
+        let (reply, answer) = oneshot::channel();
+        let namespace = self.clone();
+        let connect = move || {
+            namespace.enter()?;
+            let each = deadline / u32::try_from(addresses.len()).unwrap_or(1).max(1);
+            let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
+            for address in &addresses {
+                match std::net::TcpStream::connect_timeout(address, each) {
+                    Ok(stream) => return Ok(stream),
+                    Err(error) => failed = error,
+                }
+            }
+            Err(NamespaceError::Connect(failed))
+        };
+        std::thread::Builder::new()
+            .name("berth-netns".into())
+            .spawn(move || {
+                // The receiver is gone when the deadline passed: nobody waits for the answer.
+                reply.send(connect()).ok();
+            })
+            .map_err(NamespaceError::Thread)?;
+        let stream = match tokio::time::timeout(deadline, answer).await {
+            Ok(Ok(connected)) => connected?,
+            Ok(Err(_)) => return Err(NamespaceError::Stopped),
+            Err(_) => return Err(NamespaceError::Deadline(deadline)),
+        };
+        // A socket stays in the namespace that it was made in.
+        stream.set_nonblocking(true).map_err(NamespaceError::Connect)?;
+        TcpStream::from_std(stream).map_err(NamespaceError::Connect)
     }
 
     fn block_on<T, E, W>(&self, work: W) -> Result<T, E>

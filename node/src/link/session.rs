@@ -11,7 +11,7 @@ use berth_api::assignment::Position;
 use berth_api::id::ReplicaId;
 use berth_api::link::{
     Ack, Assignments, Hello, LogChunk, LogRequest, NeedFull, NodeMessage, Pong, SchedulerMessage, Status,
-    node_message::Kind, scheduler_message,
+    TunnelOpen, TunnelRequest, TunnelUp, node_message::Kind, scheduler_message, tunnel_up,
 };
 use berth_api::time::{Timestamp, monotonic};
 use tokio::sync::mpsc;
@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
+use tonic::transport::Channel;
 
 use super::proto::link_client::LinkClient;
 use super::{CALL_TIMEOUT, Link, LinkError, MESSAGE_MAX_BYTES, channel};
@@ -26,6 +27,7 @@ use crate::credentials::Credentials;
 use crate::dns::Applied;
 use crate::reconcile::{Answer, Input};
 use crate::status::{Part, Snapshot};
+use crate::tunnel::{self, Reach};
 
 /// Messages that may wait for a slow scheduler.
 const OUTBOUND_MAX: usize = 64;
@@ -37,6 +39,8 @@ const STATUS_GAP: Duration = Duration::from_millis(50);
 /// Log requests answered at once.
 const LOG_REQUESTS_MAX: usize = 32;
 const LOG_CHUNKS_MAX: usize = 8;
+/// Tunnels at once; what is above is not answered.
+const TUNNELS_MAX: usize = 64;
 /// The loop takes inputs within milliseconds; one that does not is broken and the session is no use.
 const INBOX_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -51,6 +55,9 @@ struct Session {
     logs: JoinSet<u64>,
     log_cancels: BTreeMap<u64, CancellationToken>,
     chunks: mpsc::Sender<LogChunk>,
+    client: LinkClient<Channel>,
+    /// Ended with the session.
+    tunnels: JoinSet<()>,
 }
 
 impl Link {
@@ -74,6 +81,8 @@ impl Link {
         let (chunks, mut chunks_out) = mpsc::channel(LOG_CHUNKS_MAX);
         let mut session = Session {
             url,
+            client: client.clone(),
+            tunnels: JoinSet::new(),
             outbound,
             heartbeat: HEARTBEAT_DEFAULT,
             heard_at: monotonic(),
@@ -174,6 +183,7 @@ impl Link {
                         session.log_cancels.remove(&request_id);
                     }
                 }
+                Some(_) = session.tunnels.join_next(), if !session.tunnels.is_empty() => {}
                 () = tokio::time::sleep_until(status_at.min(silence_at).min(renew_at).into()) => {}
             }
         }
@@ -206,25 +216,11 @@ impl Link {
                         .await
                 }
                 Applied::Old => Ok(()),
-                Applied::NeedFull => {
-                    session
-                        .send(Kind::NeedFull(NeedFull {
-                            mesh: true,
-                            directory: false,
-                        }))
-                        .await
-                }
+                Applied::NeedFull => session.need_full(true, false).await,
             },
             From::Directory(directory) => match self.take_directory(&directory) {
                 Applied::Yes | Applied::Old => Ok(()),
-                Applied::NeedFull => {
-                    session
-                        .send(Kind::NeedFull(NeedFull {
-                            mesh: false,
-                            directory: true,
-                        }))
-                        .await
-                }
+                Applied::NeedFull => session.need_full(false, true).await,
             },
             From::StopConfirmed(stops) => {
                 let ids = stops
@@ -240,6 +236,10 @@ impl Link {
             }
             From::Redirect(redirect) => Err(LinkError::Unreadable(format!("to dial {:?}", redirect.url))),
             From::LogRequest(request) => self.serve_logs(session, request).await,
+            From::TunnelRequest(request) => {
+                session.open_tunnel(Arc::clone(&self.reach), request);
+                Ok(())
+            }
             From::LogCancel(request) => {
                 if let Some(cancel) = session.log_cancels.remove(&request.request_id) {
                     cancel.cancel();
@@ -290,6 +290,36 @@ impl Session {
             Ok(Err(_)) => Err(LinkError::Ended),
             Err(_) => Err(LinkError::Stuck),
         }
+    }
+
+    /// Who asked for more tunnels than there may be waits in vain, and is told so by the scheduler.
+    fn open_tunnel(&mut self, reach: Arc<dyn Reach>, mut request: TunnelRequest) {
+        if self.tunnels.len() >= TUNNELS_MAX {
+            tracing::warn!(
+                replica_id = request.replica_id,
+                "too many tunnels: one is not opened"
+            );
+            return;
+        }
+        let mut client = self.client.clone();
+        self.tunnels.spawn(async move {
+            let (up, messages) = mpsc::channel(tunnel::UP_MAX);
+            let open = tunnel_up::Kind::Open(TunnelOpen {
+                tunnel_id: std::mem::take(&mut request.tunnel_id),
+            });
+            let sent = up.send(TunnelUp { kind: Some(open) }).await;
+            let opened =
+                tokio::time::timeout(CALL_TIMEOUT, client.tunnel(ReceiverStream::new(messages))).await;
+            match (sent, opened) {
+                (Ok(()), Ok(Ok(down))) => tunnel::serve(&*reach, request, up, down.into_inner()).await,
+                (_, Ok(Err(status))) => tracing::debug!(reason = status.message(), "a tunnel is not opened"),
+                (Err(_), _) | (_, Err(_)) => tracing::debug!("a tunnel is not opened in time"),
+            }
+        });
+    }
+
+    async fn need_full(&self, mesh: bool, directory: bool) -> Result<(), LinkError> {
+        self.send(Kind::NeedFull(NeedFull { mesh, directory })).await
     }
 
     fn status_at(&self, now: Instant) -> Instant {

@@ -1,4 +1,5 @@
-//! The machines of one cluster that are linked now: at most one live session each, and the log requests on them.
+//! The machines of one cluster that are linked now: at most one live session each, the log requests on them, and the tunnels
+//! that they were asked for.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +12,7 @@ use berth_api::time::{Timestamp, monotonic};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::tunnel::Joining;
 use crate::refusal::{Class, Refused};
 
 /// Which lines of a replica's log are wanted.
@@ -38,17 +40,27 @@ const RELINK_TIMEOUT: Duration = Duration::from_secs(15);
 const RELINK_PERIOD: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
-struct Live {
+pub(super) struct Live {
     id: u64,
     boot_id: String,
-    outbound: mpsc::Sender<SchedulerMessage>,
+    pub(super) outbound: mpsc::Sender<SchedulerMessage>,
     end: CancellationToken,
+    /// Cancelled when this is no longer a session, for whatever reason.
+    pub(super) ended: CancellationToken,
     heard: Instant,
     logs: BTreeMap<u64, mpsc::Sender<LogChunk>>,
+    /// Tunnels that were asked for and not opened yet, by their ids.
+    pub(super) joining: BTreeMap<String, Joining>,
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.ended.cancel();
+    }
 }
 
 impl Sessions {
-    fn live(&self) -> MutexGuard<'_, BTreeMap<MachineId, Live>> {
+    pub(super) fn live(&self) -> MutexGuard<'_, BTreeMap<MachineId, Live>> {
         // Every change under this lock is complete before the next may panic.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -104,8 +116,10 @@ impl Sessions {
                 boot_id: boot_id.to_owned(),
                 outbound,
                 end: end.clone(),
+                ended: CancellationToken::new(),
                 heard: monotonic(),
                 logs: BTreeMap::new(),
+                joining: BTreeMap::new(),
             },
         );
         drop(live);
@@ -220,6 +234,25 @@ fn cancel(request_id: u64) -> berth_api::link::scheduler_message::Kind {
     berth_api::link::scheduler_message::Kind::LogCancel(berth_api::link::LogCancel { request_id })
 }
 
+pub(super) fn not_linked(machine: &MachineId, replica: &str) -> Refused {
+    Refused::new(
+        Class::Unavailable,
+        "machine_not_linked",
+        format!(
+            "machine {:?} of replica {replica} is not linked now",
+            machine.as_str()
+        ),
+    )
+}
+
+pub(super) fn busy(machine: &MachineId) -> Refused {
+    Refused::new(
+        Class::Busy,
+        "machine_busy",
+        format!("too much waits to be sent to machine {:?}", machine.as_str()),
+    )
+}
+
 /// A replica's log as it arrives. Dropping it tells the machine to stop sending.
 #[derive(Debug)]
 pub struct LogStream {
@@ -305,25 +338,13 @@ impl LogStream {
             tail_lines,
         };
         let mut live = self.sessions.live();
-        let live = live.get_mut(&self.machine).ok_or_else(|| {
-            Refused::new(
-                Class::Unavailable,
-                "machine_not_linked",
-                format!(
-                    "machine {:?} of replica {} is not linked now",
-                    self.machine.as_str(),
-                    self.replica
-                ),
-            )
-        })?;
+        let live = live
+            .get_mut(&self.machine)
+            .ok_or_else(|| not_linked(&self.machine, self.replica.as_str()))?;
         let kind = berth_api::link::scheduler_message::Kind::LogRequest(request);
-        live.outbound.try_send(super::message(kind)).map_err(|_| {
-            Refused::new(
-                Class::Busy,
-                "machine_busy",
-                format!("too much waits to be sent to machine {:?}", self.machine.as_str()),
-            )
-        })?;
+        live.outbound
+            .try_send(super::message(kind))
+            .map_err(|_| busy(&self.machine))?;
         let (sender, receiver) = mpsc::channel(LOG_CHUNKS_MAX);
         live.logs.insert(request_id, sender);
         (self.request_id, self.chunks) = (request_id, receiver);

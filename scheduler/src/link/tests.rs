@@ -33,6 +33,7 @@ use crate::{ClusterHandle, Creation, Running, Scheduler, StartError};
 mod goodbye;
 mod logs;
 mod revocation;
+mod tunnel;
 
 const MACHINE_TOKEN: &str = "hj_0123456789012345678901234567890123456789012";
 const MANAGEMENT_TOKEN: &str = "hm_0123456789012345678901234567890123456789012";

@@ -54,7 +54,11 @@ impl Asked {
         Self {
             operation: found.map_or(NO_OPERATION, |found| found.id),
             // Events are reports too: nobody asks for a change by them.
-            is_write: found.is_some_and(|found| found.effect == Effect::Writes && found.path != "/events"),
+            is_write: found.is_some_and(|found| match found.effect {
+                Effect::Writes => found.path != "/events",
+                Effect::Opens => true,
+                Effect::Reads | Effect::Watches | Effect::Reports => false,
+            }),
             path: request.uri().path().to_owned(),
             address: connection.map(|info| info.0.ip()),
         }

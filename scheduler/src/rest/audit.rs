@@ -1,4 +1,4 @@
-//! The audit log: a line of JSON for each request that changes something or was refused to, with who asked, for what, and what
+//! The audit log: a line of JSON for each request that changes something, opens a tunnel, or was refused to, with who asked, for what, and what
 //! became of it. Heartbeats and posted events are no changes that somebody asks for and are left out.
 //!
 //! It goes to the file that the configuration names, or else to the ordinary log under the target `berth::audit`. A line is

@@ -14,7 +14,10 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use berth_api::id::ClusterId;
 use http_body_util::BodyExt as _;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use super::Api;
 use super::around::SentOn;
@@ -157,7 +160,7 @@ pub(super) fn again(head: &axum::http::request::Parts, body: Bytes) -> Request {
 }
 
 /// Sends a request to another process.
-pub(super) async fn send(api: &Api, member: &Member, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn send(api: &Api, member: &Member, mut request: Request) -> Result<Response, ApiError> {
     let away = |problem: &str| -> ApiError {
         Refused::unavailable(format!(
             "the scheduler at {}, which serves this, {problem}; try again",
@@ -172,24 +175,70 @@ pub(super) async fn send(api: &Api, member: &Member, request: Request) -> Result
     let uri: Uri = format!("{}{path}", member.rest_url)
         .parse()
         .map_err(|_| away("has an address that is no URL"))?;
+    let upgrade = is_upgrade(request.headers()).then(|| hyper::upgrade::on(&mut request));
     let (head, body) = request.into_parts();
     let mut onward = Request::new(body);
     *onward.method_mut() = head.method;
     *onward.uri_mut() = uri;
     *onward.headers_mut() = end_to_end(head.headers);
+    if upgrade.is_some() {
+        to_websocket(onward.headers_mut());
+    }
     crate::traces::hand_on(onward.headers_mut());
     onward
         .headers_mut()
         .insert(FORWARDED, HeaderValue::from_static("1"));
     let shard = api.scheduler.shard().ok_or_else(|| away("is not known"))?;
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, shard.client.request(onward))
+    let mut answer = tokio::time::timeout(ANSWER_TIMEOUT, shard.client.request(onward))
         .await
         .map_err(|_| away("does not answer"))?
         .map_err(|_| away("cannot be reached"))?;
+    let joined = match upgrade {
+        Some(here) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            api.upgraded
+                .spawn(join(here, hyper::upgrade::on(&mut answer), api.stop.clone()));
+            true
+        }
+        Some(_) | None => false,
+    };
     let (mut head, body) = answer.into_parts();
     head.headers = end_to_end(head.headers);
+    if joined {
+        to_websocket(&mut head.headers);
+    }
     head.extensions.insert(SentOn);
     Ok(Response::from_parts(head, Body::new(body)))
+}
+
+fn is_upgrade(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::UPGRADE)
+        .is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
+/// The way of RFC 6455, section 4: what concerns one connection is said anew on each.
+fn to_websocket(headers: &mut HeaderMap) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+}
+
+/// Makes one WebSocket of the client's connection to this process and this one's to another, until either side or this process
+/// ends it. Both ends watch over each other by their pings.
+async fn join(here: OnUpgrade, there: OnUpgrade, stop: CancellationToken) {
+    let (here, there) = match tokio::try_join!(here, there) {
+        Ok(both) => both,
+        Err(error) => {
+            tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "a WebSocket is not sent on"
+            );
+            return;
+        }
+    };
+    let (mut here, mut there) = (TokioIo::new(here), TokioIo::new(there));
+    let carried = tokio::io::copy_bidirectional(&mut here, &mut there);
+    // How it ended is known to both ends.
+    drop(stop.run_until_cancelled(carried).await);
 }
 
 /// Without what concerns one connection only (RFC 9110, section 7.6.1).

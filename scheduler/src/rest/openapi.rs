@@ -36,6 +36,8 @@ pub(super) enum Effect {
     Writes,
     /// Heartbeats: each is newer than the one before.
     Reports,
+    /// Opens a tunnel to a replica, by which anything may be changed in it.
+    Opens,
 }
 
 /// The schemas of what requests are read into and replies are made of, derived from those types by the program in `openapi/`.
@@ -186,13 +188,19 @@ fn responses(operation: &Operation, components: &mut BTreeMap<String, Value>) ->
     match operation.effect {
         Effect::Watches => headers["berth-revision"] = json!({"$ref": "#/components/headers/Revision"}),
         Effect::Writes => headers["idempotency-replayed"] = json!({"$ref": "#/components/headers/Replayed"}),
-        Effect::Reads | Effect::Reports => {}
+        Effect::Reads | Effect::Reports | Effect::Opens => {}
     }
     let mut success = json!({"description": "Done.", "headers": headers});
-    success["content"] = match operation.reply {
-        operations::Reply::Json(reply) => json!({"application/json": {"schema": refer(reply, components)}}),
-        operations::Reply::Any(media) => json!({media: {"schema": {}}}),
-    };
+    match operation.reply {
+        operations::Reply::Json(reply) => {
+            success["content"] = json!({"application/json": {"schema": refer(reply, components)}});
+        }
+        operations::Reply::Any(media) => success["content"] = json!({media: {"schema": {}}}),
+        operations::Reply::WebSocket => {
+            let subprotocol = berth_api::rest::tunnel::PROTOCOL;
+            success["description"] = json!(format!("A WebSocket of subprotocol {subprotocol}."));
+        }
+    }
     let mut responses = serde_json::Map::new();
     responses.insert(operation.status.to_string(), success);
     for status in operation.refusals() {

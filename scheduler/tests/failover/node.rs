@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use berth_api::assignment::{AssignmentSet, Position};
 use berth_api::link::{
-    Ack, EnrolReply, EnrolRequest, Hello, NodeMessage, Pong, SchedulerMessage, Status, node_message,
-    scheduler_message::Kind,
+    Ack, EnrolReply, EnrolRequest, Hello, NodeMessage, Pong, SchedulerMessage, Status, TunnelDown, TunnelEnd,
+    TunnelOpen, TunnelRequest, TunnelUp, node_message, scheduler_message::Kind, tunnel_down, tunnel_request,
+    tunnel_up,
 };
 use berth_api::replica::{Phase, ReplicaStatus};
 use rcgen::{CertificateParams, DnType, KeyPair};
@@ -181,6 +182,7 @@ impl Script {
             .ok()?
             .ok()?
             .into_inner();
+        let mut tunnels = JoinSet::new();
         loop {
             let message = tokio::time::timeout(SILENCE_MAX, inbound.message())
                 .await
@@ -201,6 +203,9 @@ impl Script {
                     };
                     say(&outbound, node_message::Kind::Ack(ack)).await;
                     say(&outbound, node_message::Kind::Status(status_of(&set))).await;
+                }
+                Kind::TunnelRequest(request) => {
+                    tunnels.spawn(tunnel(grpc.clone(), request));
                 }
                 _ => {}
             }
@@ -235,6 +240,40 @@ impl Script {
         }
         String::new()
     }
+}
+
+/// A program that says its own name, then what it was told first, and ends with 5.
+async fn tunnel(mut grpc: tonic::client::Grpc<Channel>, request: TunnelRequest) {
+    let Some(tunnel_request::Target::Exec(target)) = request.target else {
+        return;
+    };
+    let (up, messages) = mpsc::channel(8);
+    let open = TunnelOpen {
+        tunnel_id: request.tunnel_id,
+    };
+    let send = async |kind| drop(up.send(TunnelUp { kind: Some(kind) }).await);
+    send(tunnel_up::Kind::Open(open)).await;
+    if grpc.ready().await.is_err() {
+        return;
+    }
+    let path = PathAndQuery::from_static("/berth.link.v1.Link/Tunnel");
+    let codec = ProstCodec::<TunnelUp, TunnelDown>::default();
+    let opened = grpc.streaming(Request::new(ReceiverStream::new(messages)), path, codec);
+    let Ok(opened) = opened.await else { return };
+    let mut down: Streaming<TunnelDown> = opened.into_inner();
+    send(tunnel_up::Kind::Output(target.command.join(" ").into())).await;
+    if let Ok(Some(TunnelDown {
+        kind: Some(tunnel_down::Kind::Input(bytes)),
+    })) = down.message().await
+    {
+        send(tunnel_up::Kind::Output(bytes)).await;
+    }
+    let end = TunnelEnd {
+        exit_code: 5,
+        error: String::new(),
+    };
+    send(tunnel_up::Kind::End(end)).await;
+    while let Ok(Some(_)) = down.message().await {}
 }
 
 async fn say(outbound: &mpsc::Sender<NodeMessage>, kind: node_message::Kind) {

@@ -1,9 +1,12 @@
 //! What is said about all clusters where processes share them, that a new one is known everywhere at once, what a lost majority of
-//! etcd looks like from outside, and that a key of a creation is one for all processes.
+//! etcd looks like from outside, that a key of a creation is one for all processes, and that a tunnel goes through any.
 
 use std::time::Duration;
 
+use berth_api::rest::tunnel;
+use futures::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
 use super::Fault;
 use super::fixture::skip_without_etcd;
@@ -249,4 +252,47 @@ async fn a_lost_majority_of_etcd_is_one_clear_refusal_and_service_resumes_by_its
     .await;
     assert_eq!(stage.number_of(0).await, 3);
     stage.stop_schedulers().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_goes_through_a_process_that_does_not_serve_its_cluster() {
+    if skip_without_etcd("a_tunnel_goes_through_a_process_that_does_not_serve_its_cluster") {
+        return;
+    }
+    let stage = Stage::start(2, LONG_LEASE_SECONDS).await;
+    stage.create(0).await;
+    let nodes = stage.nodes(1).await;
+    let path = format!(
+        "{}/exec/web?command=say&command=hello&input=true",
+        cluster_path(0)
+    );
+    for through in 0..2 {
+        until("what the program says", async || {
+            let mut socket = stage.tunnel(through, &path).await.ok_or("no tunnel")?;
+            let input = tunnel::Frame::Input(b" and go").encode();
+            socket
+                .send(Message::Binary(input.into()))
+                .await
+                .map_err(|error| error.to_string())?;
+            let mut said = Vec::new();
+            while let Some(message) = socket.next().await {
+                let Message::Binary(message) = message.map_err(|error| error.to_string())? else {
+                    continue;
+                };
+                match tunnel::Frame::decode(&message).unwrap() {
+                    tunnel::Frame::Output(bytes) => said.extend_from_slice(bytes),
+                    tunnel::Frame::Ended(ended) if ended.exit_code == Some(5) => {
+                        assert_eq!(said, b"say hello and go");
+                        return Ok(());
+                    }
+                    other => return Err(format!("{other:?}")),
+                }
+            }
+            Err("no end".into())
+        })
+        .await;
+    }
+    for node in nodes {
+        node.stop().await;
+    }
 }

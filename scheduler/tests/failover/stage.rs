@@ -5,12 +5,16 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_api::rest::tunnel;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
 use super::Fault;
 use super::fixture::{self, EtcdCluster, free_ports};
@@ -335,6 +339,32 @@ impl Stage {
             nodes.push(Node::start(cluster, token, self.api.addresses.clone(), ca).await);
         }
         nodes
+    }
+
+    /// A tunnel to a replica through one process; none when it is refused for now.
+    pub(crate) async fn tunnel(&self, through: usize, path: &str) -> Option<WebSocketStream<TcpStream>> {
+        let address = self.api.addresses.rest(through);
+        let mut request = format!("{}{path}", address.replacen("http", "ws", 1))
+            .into_client_request()
+            .unwrap();
+        let headers = request.headers_mut();
+        headers.insert(
+            "authorization",
+            format!("Bearer {}", self.api.token).parse().unwrap(),
+        );
+        headers.insert("sec-websocket-protocol", tunnel::PROTOCOL.parse().unwrap());
+        let stream = TcpStream::connect(address.strip_prefix("http://").unwrap())
+            .await
+            .ok()?;
+        let opened = tokio_tungstenite::client_async(request, stream);
+        match tokio::time::timeout(SLOW_ANSWER_TIMEOUT, opened).await.ok()? {
+            Ok((socket, answer)) => {
+                assert_eq!(answer.headers()["sec-websocket-protocol"], tunnel::PROTOCOL);
+                assert!(answer.headers().contains_key("berth-replica"));
+                Some(socket)
+            }
+            Err(_) => None,
+        }
     }
 
     /// The process that serves a cluster: the one that answers about it though it may not ask others.

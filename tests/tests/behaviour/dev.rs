@@ -154,7 +154,17 @@ impl Dev {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(self.program("berth"));
+        self.command_of("berth", arguments)
+    }
+
+    /// A program of Berth's, or of the host when it has no such one, that finds this instance.
+    pub(super) fn command_of(&self, program: &str, arguments: &[&str]) -> Command {
+        let own = self.program(program);
+        let mut command = if own.exists() {
+            Command::new(own)
+        } else {
+            Command::new(program)
+        };
         command
             .args(arguments)
             .env("XDG_CONFIG_HOME", self.path("config"))

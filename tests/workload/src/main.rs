@@ -3,7 +3,8 @@
 //! It serves HTTP on `PORT` (8080 when unset) and does on request what real services do by accident: use processor and
 //! memory, fill disks, crash, hang, log. It resolves names itself by asking the name server of `/etc/resolv.conf`, so
 //! that it needs no libraries in its image. `workload sleep` only waits; `workload exit CODE` ends at once; `workload escape` tries
-//! what no container may do, says what it could, and waits.
+//! what no container may do, says what it could, and waits; `workload cat` copies its input to its output; `workload terminal` says what
+//! its terminal is.
 //!
 //! | path | does |
 //! | --- | --- |
@@ -21,6 +22,7 @@
 mod dns;
 mod escape;
 mod http;
+mod talk;
 mod work;
 
 use std::collections::BTreeMap;
@@ -46,9 +48,11 @@ fn main() -> ExitCode {
             sleep();
         }
         ["sleep"] => sleep(),
+        ["cat"] => return talk::cat(),
+        ["terminal"] => return talk::terminal(),
         [] | ["serve"] => {}
         _ => {
-            work::say("usage: workload [serve | sleep | escape | exit CODE]");
+            work::say("usage: workload [serve | sleep | cat | terminal | escape | exit CODE]");
             return ExitCode::from(2);
         }
     }

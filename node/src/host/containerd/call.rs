@@ -111,8 +111,12 @@ impl RuntimeError {
                 object,
                 message,
             },
-            // The shim's own transport closing is reported as unknown by containerd 1.6.
-            Code::Unknown if message.contains("ttrpc: closed") || message.contains("connection refused") => {
+            // So are a shim's own transport that closes, by containerd 1.6, and a connection that breaks under a call, by the client.
+            Code::Unknown
+                if ["ttrpc: closed", "connection refused", "transport error"]
+                    .iter()
+                    .any(|part| message.contains(part)) =>
+            {
                 Self::Unreachable {
                     operation,
                     object,

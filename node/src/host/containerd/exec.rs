@@ -24,8 +24,8 @@ use super::lifecycle::{SIGKILL, json_any};
 use super::{Runtime, RuntimeError};
 
 /// One name is enough, for there is one at a time in a container.
-const EXEC_ID: &str = "probe";
-const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+const PROBE: &str = "probe";
+pub(super) const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 /// How long a killed process may take to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -65,7 +65,7 @@ impl Runtime {
                 return Ok(None);
             }
             let ended = runtime.run_process(&id, deadline).await;
-            if let Err(error) = runtime.end_process(&id).await {
+            if let Err(error) = runtime.end_process(&id, PROBE).await {
                 warn!(id, error = %error, "a program beside the first process could not be removed yet");
             }
             ended
@@ -82,7 +82,7 @@ impl Runtime {
         let attempt = || async {
             let request = ExecProcessRequest {
                 container_id: id.to_owned(),
-                exec_id: EXEC_ID.to_owned(),
+                exec_id: PROBE.to_owned(),
                 spec: Some(json_any(PROCESS_TYPE, &process)),
                 ..Default::default()
             };
@@ -95,14 +95,14 @@ impl Runtime {
         if attempt().await.or_exists()?.is_some() {
             return Ok(true);
         }
-        if let Err(error) = self.end_process(id).await {
+        if let Err(error) = self.end_process(id, PROBE).await {
             warn!(id, error = %error, "an earlier program beside the first process cannot be removed");
         }
         Ok(attempt().await.or_exists()?.is_some())
     }
 
     /// As the container's record describes it.
-    async fn first_process(&self, id: &str) -> Result<oci_spec::runtime::Process, RuntimeError> {
+    pub(super) async fn first_process(&self, id: &str) -> Result<oci_spec::runtime::Process, RuntimeError> {
         let deadline = self.inner.config.call_timeout;
         let request = GetContainerRequest { id: id.to_owned() };
         let request = self.headers().request(request, Some(deadline));
@@ -124,21 +124,12 @@ impl Runtime {
     }
 
     async fn run_process(&self, id: &str, deadline: Duration) -> Result<Option<u32>, RuntimeError> {
-        let start_timeout = self.inner.config.task_timeout;
-        let request = StartRequest {
-            container_id: id.to_owned(),
-            exec_id: EXEC_ID.to_owned(),
-        };
-        let request = self.headers().request(request, Some(start_timeout));
-        within("start exec", id, start_timeout, async {
-            self.client().tasks().start(request).await
-        })
-        .await?;
-        match self.wait_process(id, deadline).await {
+        self.start_process(id, PROBE).await?;
+        match self.wait_process(id, PROBE, deadline).await {
             Ok(code) => Ok(Some(code)),
             // Of the two clocks either may be the first; who does not answer at all is found out when it is to be removed.
             Err(RuntimeError::Timeout { .. } | RuntimeError::Unreachable { .. })
-                if self.pid_of(id).await?.is_some() =>
+                if self.pid_of(id, PROBE).await?.is_some() =>
             {
                 Ok(None)
             }
@@ -146,12 +137,25 @@ impl Runtime {
         }
     }
 
+    pub(super) async fn start_process(&self, id: &str, exec_id: &str) -> Result<(), RuntimeError> {
+        let deadline = self.inner.config.task_timeout;
+        let request = StartRequest {
+            container_id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+        };
+        let request = self.headers().request(request, Some(deadline));
+        let started = within("start exec", id, deadline, async {
+            self.client().tasks().start(request).await
+        });
+        started.await.map(|_| ())
+    }
+
     /// The pid of a process that runs, as the host sees it; none of one that has ended.
-    async fn pid_of(&self, id: &str) -> Result<Option<Pid>, RuntimeError> {
+    pub(super) async fn pid_of(&self, id: &str, exec_id: &str) -> Result<Option<Pid>, RuntimeError> {
         let deadline = self.inner.config.call_timeout;
         let request = GetRequest {
             container_id: id.to_owned(),
-            exec_id: EXEC_ID.to_owned(),
+            exec_id: exec_id.to_owned(),
         };
         let request = self.headers().request(request, Some(deadline));
         let answer = within("get exec", id, deadline, async {
@@ -165,10 +169,15 @@ impl Runtime {
         Ok(process.and_then(|process| Pid::from_raw(i32::try_from(process.pid).ok()?)))
     }
 
-    async fn wait_process(&self, id: &str, deadline: Duration) -> Result<u32, RuntimeError> {
+    pub(super) async fn wait_process(
+        &self,
+        id: &str,
+        exec_id: &str,
+        deadline: Duration,
+    ) -> Result<u32, RuntimeError> {
         let request = WaitRequest {
             container_id: id.to_owned(),
-            exec_id: EXEC_ID.to_owned(),
+            exec_id: exec_id.to_owned(),
         };
         let request = self.headers().request(request, Some(deadline));
         let answer = within("wait for exec", id, deadline, async {
@@ -178,17 +187,17 @@ impl Runtime {
     }
 
     /// Kills a process with all that it started, and removes it; none there is a success.
-    async fn end_process(&self, id: &str) -> Result<(), RuntimeError> {
+    pub(super) async fn end_process(&self, id: &str, exec_id: &str) -> Result<(), RuntimeError> {
         let deadline = self.inner.config.task_timeout;
         // The runtime makes it the leader of a group. Its own end would leave its children to the container's first process.
-        if let Some(pid) = self.pid_of(id).await?
+        if let Some(pid) = self.pid_of(id, exec_id).await?
             && getpgid(Some(pid)) == Ok(pid)
         {
             kill_process_group(pid, Signal::KILL).ok();
         }
         let request = KillRequest {
             container_id: id.to_owned(),
-            exec_id: EXEC_ID.to_owned(),
+            exec_id: exec_id.to_owned(),
             signal: SIGKILL,
             all: false,
         };
@@ -198,11 +207,11 @@ impl Runtime {
         });
         // One that has ended, or was never started, cannot be killed, and can be removed.
         if killed.await.is_ok() {
-            self.wait_process(id, KILL_TIMEOUT).await.or_gone()?;
+            self.wait_process(id, exec_id, KILL_TIMEOUT).await.or_gone()?;
         }
         let request = DeleteProcessRequest {
             container_id: id.to_owned(),
-            exec_id: EXEC_ID.to_owned(),
+            exec_id: exec_id.to_owned(),
         };
         let request = self.headers().request(request, Some(deadline));
         let removed = within("delete exec", id, deadline, async {

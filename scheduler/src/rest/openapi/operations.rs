@@ -13,6 +13,8 @@ pub(in crate::rest) enum Reply {
     Json(Schema),
     /// Of this media type, without a schema.
     Any(&'static str),
+    /// The connection becomes one.
+    WebSocket,
 }
 
 /// One operation of the API.
@@ -38,6 +40,8 @@ pub(in crate::rest) enum Query {
     Bool,
     Number(u64, u64),
     Words(&'static [&'static str]),
+    /// Given once for each of its elements.
+    Texts,
 }
 
 pub(super) fn query(kind: &Query) -> Value {
@@ -46,6 +50,7 @@ pub(super) fn query(kind: &Query) -> Value {
         Query::Bool => json!({"type": "boolean"}),
         Query::Number(min, max) => json!({"type": "integer", "minimum": min, "maximum": max}),
         Query::Words(words) => json!({"type": "string", "enum": words}),
+        Query::Texts => json!({"type": "array", "items": {"type": "string"}, "minItems": 1}),
     }
 }
 
@@ -106,6 +111,9 @@ impl Operation {
         }
         if self.effect == Effect::Writes {
             statuses.push(409);
+        }
+        if self.effect == Effect::Opens {
+            statuses.extend([409, 426]);
         }
         if self.body.is_some() {
             statuses.push(413);
@@ -182,6 +190,41 @@ const LOG_QUERY: [(&str, &str, Query); 3] = [
         Query::Number(0, u32::MAX as u64),
     ),
 ];
+
+const EXEC_QUERY: [(&str, &str, Query); 5] = [
+    (
+        "command",
+        "The program and each of its arguments, in order.",
+        Query::Texts,
+    ),
+    (
+        "input",
+        "Whether it has input; else it reads end of file.",
+        Query::Bool,
+    ),
+    (
+        "terminal",
+        "Whether its input and output are a terminal.",
+        Query::Bool,
+    ),
+    ("columns", "Of the terminal.", Query::Number(1, 10_000)),
+    ("rows", "Of the terminal.", Query::Number(1, 10_000)),
+];
+const PORT_QUERY: [(&str, &str, Query); 1] =
+    [("port", "Where the replica listens.", Query::Number(1, 65_535))];
+
+/// A tunnel to a replica.
+const fn tunnel(path: &'static str, id: &'static str, summary: &'static str) -> Operation {
+    Operation {
+        path,
+        id,
+        summary,
+        effect: Effect::Opens,
+        status: 101,
+        reply: Reply::WebSocket,
+        ..BASE
+    }
+}
 
 /// A read of a cluster.
 const fn read(path: &'static str, id: &'static str, summary: &'static str, reply: Schema) -> Operation {
@@ -539,6 +582,22 @@ pub(in crate::rest) const OPERATIONS: &[Operation] = &[
             "read_logs",
             "Logs, a line of JSON each",
             "Success",
+        )
+    },
+    Operation {
+        query: &EXEC_QUERY,
+        ..tunnel(
+            "/clusters/{cluster}/exec/{name}",
+            "exec",
+            "Run a program in a replica",
+        )
+    },
+    Operation {
+        query: &PORT_QUERY,
+        ..tunnel(
+            "/clusters/{cluster}/port-forward/{name}",
+            "port_forward",
+            "Connect to a port of a replica",
         )
     },
     open(
