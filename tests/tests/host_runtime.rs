@@ -9,6 +9,7 @@ mod host_runtime {
     pub(crate) mod collect;
     pub(crate) mod containerd;
     pub(crate) mod exec;
+    pub(crate) mod hostile;
     pub(crate) mod images;
     pub(crate) mod lifecycle;
     pub(crate) mod limits;

@@ -46,6 +46,9 @@ const PURE: &[&str] = &[
     "node/src/host/seccomp.rs",
     "node/src/host/image/challenge.rs",
     "node/src/host/image/collect.rs",
+    "node/src/host/image/config.rs",
+    "node/src/host/image/layer.rs",
+    "node/src/host/image/reference.rs",
 ];
 
 /// What a pure file may not contain, and why.

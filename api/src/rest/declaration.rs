@@ -373,16 +373,35 @@ pub(crate) fn environment(cursor: &Cursor<'_>) -> Option<BTreeMap<String, String
                 return value.refuse("is no name of a variable; write one without '=' and NUL");
             }
             let text = value.matching("a text without NUL", |text| !text.contains('\0'))?;
+            let len = name.len() + 1 + text.len();
+            if len > TEXT_LEN_MAX {
+                return value.refuse(too_long(len, "with its name and '='"));
+            }
             Some(((*name).to_owned(), text))
         })
         .collect();
     read.into_iter().collect()
 }
 
+/// The longest text that a Linux kernel hands to a program: 32 pages with the NUL at the end.
+const TEXT_LEN_MAX: usize = (32 << 12) - 1;
+
+fn too_long(len: usize, how: &str) -> String {
+    format!(
+        "has {len} bytes {how}; a program takes at most {TEXT_LEN_MAX}: put the rest into a file of the image"
+    )
+}
+
 /// An empty command is none: the image's own.
 pub(crate) fn command(cursor: &Cursor<'_>) -> Option<Option<Vec<String>>> {
     let words = cursor.optional(|command| {
-        command.list(|word| word.matching("a text without NUL", |text| !text.contains('\0')))
+        command.list(|word| {
+            let text = word.matching("a text without NUL", |text| !text.contains('\0'))?;
+            if text.len() > TEXT_LEN_MAX {
+                return word.refuse(too_long(text.len(), "as one word of a command"));
+            }
+            Some(text)
+        })
     })?;
     Some(words.filter(|words| !words.is_empty()))
 }

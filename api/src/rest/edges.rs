@@ -495,6 +495,13 @@ fn updates_hold_the_same_ranges_and_change_nothing_else() {
         read(json!({"unheardOf": 1, "ports": [8080], "name": "reader"})).unwrap(),
         current
     );
+    // As many bytes as the kernel hands to a program, the NUL at the end not counted.
+    for right in [
+        json!({"env": {"A": "x".repeat((128 << 10) - 3)}}),
+        json!({"command": ["x".repeat((128 << 10) - 1)]}),
+    ] {
+        assert!(read(right).is_ok());
+    }
     for wrong in [
         json!({"replicas": 0}),
         json!({"replicas": 10_001}),
@@ -502,6 +509,11 @@ fn updates_hold_the_same_ranges_and_change_nothing_else() {
         json!({"autoscaling": {"min": 2, "desired": 1, "max": 3}}),
         json!({"image": ""}),
         json!({"env": {"A": null}}),
+        json!({"env": {"A": "x".repeat((128 << 10) - 2)}}),
+        json!({"env": {"A\0": "x"}}),
+        json!({"env": {"A=B": "x"}}),
+        json!({"command": ["x".repeat(128 << 10)]}),
+        json!({"command": ["a\0b"]}),
         json!({"resources": {"cpu": {"min": "1", "desired": "1"}}}),
         json!({"healthCheck": {"timeoutSeconds": 6}}),
         json!({"ports": [1]}),

@@ -33,6 +33,10 @@ const CPU_PERIOD_MICROS: u64 = 100_000;
 const CPU_QUOTA_MICROS_MIN: u64 = 1000;
 const CPU_SHARES_PER_VCPU: u64 = 1024;
 const CPU_SHARES: std::ops::RangeInclusive<u64> = 2..=262_144;
+/// `MAX_ARG_STRLEN`, 32 pages, less the NUL at the end.
+const TEXT_LEN_MAX: usize = (32 << 12) - 1;
+/// A quarter of the usual stack of 8 MiB, less 128 KiB for what the kernel itself puts there.
+const TEXTS_LEN_MAX: usize = (2 << 20) - (128 << 10);
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The usual set of container engines less `NET_RAW`, no forged packets on the machine's network, and less `MKNOD`: devices come from
@@ -127,6 +131,14 @@ pub enum SpecError {
     VariableValue { name: String },
     #[error("an argument of the command holds a NUL")]
     Argument,
+    #[error("{what} has {len_bytes} bytes, the kernel takes {TEXT_LEN_MAX}")]
+    Long { what: String, len_bytes: usize },
+    #[error(
+        "command and variables, the image's own too, have {len_bytes} bytes together, the kernel takes {TEXTS_LEN_MAX}"
+    )]
+    LongTogether { len_bytes: usize },
+    #[error("the working directory {path:?} of the image is no place of its own files")]
+    WorkingDirectory { path: String },
     #[error("{what} {path:?} is not absolute, or has . or .. in it")]
     Path { what: &'static str, path: PathBuf },
     #[error("{0} is zero")]
@@ -225,21 +237,65 @@ fn process(input: &SpecInput) -> Result<Process, SpecError> {
         .soft(nofile.min(65_536))
         .hard(nofile)
         .build()?;
-    let cwd = match input.image.working_dir.as_str() {
-        "" => PathBuf::from("/"),
-        path => Path::new("/").join(path),
-    };
+    let (arguments, environment) = (arguments(input)?, environment(input)?);
+    check_lengths(&arguments, &environment)?;
     Ok(ProcessBuilder::default()
         .terminal(false)
         .user(user(&input.user)?)
-        .args(arguments(input)?)
-        .env(environment(input)?)
-        .cwd(cwd)
+        .args(arguments)
+        .env(environment)
+        .cwd(working_directory(&input.image.working_dir)?)
         .capabilities(capabilities()?)
         .rlimits(vec![nofile])
         .no_new_privileges(true)
         .oom_score_adj(OOM_SCORE_ADJ)
         .build()?)
+}
+
+/// Absolute and without dots. Below `/proc` lie ways out of the container while it starts (CVE-2024-21626).
+fn working_directory(declared: &str) -> Result<PathBuf, SpecError> {
+    use std::path::Component;
+    let mut path = PathBuf::from("/");
+    for part in Path::new(declared).components() {
+        match part {
+            Component::Normal(name) => path.push(name),
+            Component::ParentDir => {
+                path.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    if declared.contains('\0') || path.starts_with("/proc") {
+        return Err(SpecError::WorkingDirectory {
+            path: declared.to_owned(),
+        });
+    }
+    Ok(path)
+}
+
+/// What execve would refuse with no word on which of them it was.
+fn check_lengths(arguments: &[String], environment: &[String]) -> Result<(), SpecError> {
+    let name = |line: &String| {
+        let name = line.split_once('=').map_or("", |(name, _)| name);
+        let name: String = name.chars().take(64).collect();
+        format!("the variable {name}")
+    };
+    let arguments = arguments
+        .iter()
+        .map(|text| (text.len(), "an argument of the command".to_owned()));
+    let variables = environment.iter().map(|line| (line.len(), name(line)));
+    let mut together = 0;
+    for (len_bytes, what) in arguments.chain(variables) {
+        if len_bytes > TEXT_LEN_MAX {
+            return Err(SpecError::Long { what, len_bytes });
+        }
+        // With its NUL, and a pointer to it.
+        together += len_bytes + 1 + size_of::<usize>();
+    }
+    if together > TEXTS_LEN_MAX {
+        return Err(SpecError::LongTogether { len_bytes: together });
+    }
+    Ok(())
 }
 
 fn user(user: &ImageUser) -> Result<User, SpecError> {
@@ -281,9 +337,12 @@ fn environment(input: &SpecInput) -> Result<Vec<String>, SpecError> {
     set("HOME", format!("HOME={}", home.unwrap_or(default_home)));
     for line in &input.image.env {
         // What an image declares without a value is nothing that could be set.
-        if let Some((name, _)) = line.split_once('=')
-            && !line.contains('\0')
-        {
+        if let Some((name, _)) = line.split_once('=') {
+            if line.contains('\0') {
+                return Err(SpecError::VariableValue {
+                    name: name.replace('\0', ""),
+                });
+            }
             set(name, line.clone());
         }
     }
@@ -585,6 +644,48 @@ mod tests {
             let mut input = input();
             input.env = BTreeMap::from([(name.into(), value.into())]);
             assert!(oci_spec(&input).is_err(), "{name:?}={value:?}");
+        }
+        let mut input = input();
+        input.image.env = vec!["A=x\0y".into()];
+        assert!(matches!(oci_spec(&input), Err(SpecError::VariableValue { name }) if name == "A"));
+    }
+
+    #[test]
+    fn refuses_what_the_kernel_would_not_take() {
+        let with = |change: &dyn Fn(&mut SpecInput)| {
+            let mut input = input();
+            change(&mut input);
+            oci_spec(&input).map(|_| ()).map_err(|error| error.to_string())
+        };
+        let value = |len: usize| "x".repeat(len);
+        assert_eq!(
+            with(&|input| drop(input.env.insert("A".into(), value(TEXT_LEN_MAX - 2)))),
+            Ok(())
+        );
+        let error = with(&|input| drop(input.env.insert("A".into(), value(TEXT_LEN_MAX - 1)))).unwrap_err();
+        assert!(error.contains("the variable A has 131072 bytes"), "{error}");
+        let error = with(&|input| input.command = Some(vec!["/a".into(), value(1 << 20)])).unwrap_err();
+        assert!(
+            error.contains("an argument of the command has 1048576 bytes"),
+            "{error}"
+        );
+        let error = with(&|input| {
+            input.env = (0..100)
+                .map(|number| (format!("A{number}"), value(20_000)))
+                .collect();
+        });
+        assert!(error.unwrap_err().contains("together"));
+        let many = with(&|input| input.command = Some(vec!["/a".into(); 200_000]));
+        assert!(many.unwrap_err().contains("together"), "many short ones");
+    }
+
+    #[test]
+    fn the_working_directory_is_one_of_the_image() {
+        for (declared, path) in [("", "/"), ("app", "/app"), ("/a/../../b/./c", "/b/c")] {
+            assert_eq!(working_directory(declared), Ok(path.into()));
+        }
+        for declared in ["/proc/self/fd/8", "a/../../proc/self/cwd", "/a\0b"] {
+            assert!(working_directory(declared).is_err(), "{declared:?}");
         }
     }
 }

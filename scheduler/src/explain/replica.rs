@@ -314,7 +314,7 @@ fn helps(report: &ReplicaStatus) -> String {
             "raise resources.memory.desired, or make the program use less".into()
         }
         (Some(Cause::Exit { .. } | Cause::Signal { .. }), _) => "read its log: berth logs".into(),
-        (Some(Cause::Image { .. }), _) => "correct the image's name, tag or access".into(),
+        (Some(Cause::Image { .. }), _) => "correct the image, its name or tag, or the access to it".into(),
         (Some(Cause::Health { .. }), _) | (None, Phase::Unhealthy) => {
             "see what the health check's path answers; read its log: berth logs".into()
         }

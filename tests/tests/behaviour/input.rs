@@ -1,9 +1,27 @@
 //! Bad input and what cannot run: one clear answer, what helps, and nothing changed.
 
 use berth_api::explain::Explanation;
+use berth_tests::oci_layout::Image;
 use serde_json::{Value, json};
 
 use super::dev::{Dev, container, text};
+
+/// An image with the machine's disk in it.
+fn hostile() -> Image {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Block);
+    header.set_path("sda").unwrap();
+    header.set_mode(0o666);
+    header.set_size(0);
+    header.set_device_major(8).unwrap();
+    header.set_device_minor(0).unwrap();
+    header.set_cksum();
+    Image {
+        tars: vec![[&header.as_bytes()[..], &[0; 1024]].concat()],
+        cmd: vec!["/sda".into()],
+        ..Image::default()
+    }
+}
 
 /// What was declared and cannot run says why and what would help.
 #[test]
@@ -20,7 +38,28 @@ fn what_cannot_run_is_explained() {
     let unreachable = format!("{gateway}:9/app:1");
     let mut large = container(&dev, "large", 1);
     large["resources"]["cpu"] = json!({"min": "64", "desired": "64"});
+    let [device, argument] = [
+        hostile(),
+        Image {
+            cmd: vec!["/x".into(), "y".repeat(200_000)],
+            ..Image::default()
+        },
+    ];
+    let device_layout = dev.path("device");
+    device.write_layout(&device_layout, "v1").unwrap();
+    let argument_layout = dev.path("argument");
+    argument.write_layout(&argument_layout, "v1").unwrap();
     dev.apply_at_once(&[
+        with(
+            "device",
+            "image",
+            json!(format!("oci-layout:{}", device_layout.display())),
+        ),
+        with(
+            "argument",
+            "image",
+            json!(format!("oci-layout:{}", argument_layout.display())),
+        ),
         with("noimage", "image", json!(missing)),
         with("noregistry", "image", json!(unreachable)),
         large,
@@ -34,6 +73,10 @@ fn what_cannot_run_is_explained() {
 
     let explanation = dev.until_explained("noimage", "there is no image");
     assert!(helps(&explanation).contains("correct the image"), "{explanation}");
+    let explanation = dev.until_explained("device", "\"sda\" is the block device 8:0");
+    assert!(helps(&explanation).contains("correct the image"), "{explanation}");
+    let explanation = dev.until_explained("argument", "an argument of the command has 200000 bytes");
+    assert!(helps(&explanation).contains("correct the image"), "{explanation}");
     let explanation = dev.until_explained("large", "larger than any machine");
     assert!(helps(&explanation).contains("at most 4 vCPU"), "{explanation}");
     assert_eq!(explanation.filters[0].filter, "cpu");
@@ -43,7 +86,8 @@ fn what_cannot_run_is_explained() {
     // The cause must be said, not only that it is tried.
     let explanation = dev.until_explained("noregistry", "efused");
     assert!(!helps(&explanation).is_empty());
-    for id in ["noimage", "noregistry", "large"] {
+    dev.until_ready("fine", 1);
+    for id in ["device", "argument", "noimage", "noregistry", "large"] {
         dev.delete(id);
     }
     dev.until_tidy();

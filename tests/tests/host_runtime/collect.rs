@@ -32,7 +32,7 @@ fn layouts<const N: usize>(containerd: &Containerd, images: [Image; N]) -> [Stri
     })
 }
 
-fn listed(containerd: &Containerd, what: &str) -> Vec<String> {
+pub(crate) fn listed(containerd: &Containerd, what: &str) -> Vec<String> {
     let output = Command::new("ctr")
         .arg("--address")
         .arg(containerd.socket())

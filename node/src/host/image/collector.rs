@@ -119,6 +119,13 @@ impl Collector {
         Some((bytes(stat.f_bavail), bytes(stat.f_blocks)))
     }
 
+    /// Files that can still be made there; none where nobody says, as on file systems without a table of them.
+    pub(super) async fn free_inodes(&self) -> Option<u64> {
+        let root = self.store.snapshot_root().await?;
+        let stat = rustix::fs::statvfs(root.as_str()).ok()?;
+        (stat.f_files > 0).then_some(stat.f_favail)
+    }
+
     /// Removes what may go, and more if that many bytes are wanted and can be had.
     pub(super) async fn collect(&self, wanted: u64) -> Result<(), Trouble> {
         let _turn = self.turn.lock().await;

@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use rustix::fs::OFlags;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 
 use super::manifest::{DOCUMENT_SIZE_MAX, Descriptor, digest_of, render};
+use super::reference::is_digest;
 use super::retry::Trouble;
 
 const CHUNK_SIZE: usize = 1 << 20;
@@ -60,7 +63,7 @@ impl Files {
 
     /// Opens a docker-archive or OCI archive. Blocking; reads the headers of all members.
     pub(super) fn tarball(path: &Path) -> Result<Self, Trouble> {
-        let mut file = fs::File::open(path).map_err(|error| missing(path, &error))?;
+        let mut file = open_file(path)?;
         let names = members(&mut file, path)?;
         if let Some(place) = names.get("index.json") {
             let root = select(&read_at(&mut file, *place)?, None)?;
@@ -98,8 +101,11 @@ impl Files {
         let (path, start, size) = match &self.blobs {
             Blobs::Layout(directory) => {
                 let path = directory.join("blobs").join(digest.replacen(':', "/", 1));
-                let size = fs::metadata(&path).map_err(|error| missing(&path, &error))?.len();
-                (path, 0, size)
+                let metadata = fs::metadata(&path).map_err(|error| missing(&path, &error))?;
+                if !metadata.is_file() {
+                    return Err(no_file(&path));
+                }
+                (path, 0, metadata.len())
             }
             Blobs::Tarball { file, members, .. } => {
                 let place = members
@@ -157,14 +163,23 @@ fn select(index: &[u8], tag: Option<&str>) -> Result<Descriptor, Trouble> {
         )
     };
     match (tag, index.manifests.as_slice()) {
-        (None, [single]) => Ok(single.clone()),
+        (None, [single]) => Ok(single),
         (None, _) => Err(Trouble::Unknown(format!("no tag was given, and {}", tags()))),
         (Some(tag), manifests) => manifests
             .iter()
             .find(|manifest| manifest.tag() == Some(tag))
-            .cloned()
             .ok_or_else(|| Trouble::Unknown(tags())),
     }
+    .and_then(|picked| {
+        // It becomes the name of a file.
+        if is_digest(&picked.digest) {
+            return Ok(picked.clone());
+        }
+        Err(Trouble::Unusable(format!(
+            "its index.json holds the malformed digest {:?}",
+            picked.digest
+        )))
+    })
 }
 
 /// Where the members of a tar lie. Names without a leading `./`.
@@ -307,7 +322,7 @@ fn read_at(file: &mut fs::File, place: Place) -> Result<Vec<u8>, Trouble> {
 }
 
 fn read_document(path: &Path) -> Result<Vec<u8>, Trouble> {
-    let file = fs::File::open(path).map_err(|error| missing(path, &error))?;
+    let file = open_file(path)?;
     let mut bytes = Vec::new();
     file.take(DOCUMENT_SIZE_MAX + 1)
         .read_to_end(&mut bytes)
@@ -316,6 +331,25 @@ fn read_document(path: &Path) -> Result<Vec<u8>, Trouble> {
         return Err(too_large(bytes.len() as u64));
     }
     Ok(bytes)
+}
+
+/// Opens a file and nothing else: a pipe would never come to an end, a device may do anything.
+fn open_file(path: &Path) -> Result<fs::File, Trouble> {
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)
+        .map_err(|error| missing(path, &error))?;
+    let metadata = file.metadata().map_err(|error| missing(path, &error))?;
+    if metadata.is_file() {
+        Ok(file)
+    } else {
+        Err(no_file(path))
+    }
+}
+
+fn no_file(path: &Path) -> Trouble {
+    Trouble::Unusable(format!("{} is no file", path.display()))
 }
 
 fn too_large(size: u64) -> Trouble {

@@ -9,6 +9,8 @@ use super::reference::is_digest;
 /// Larger documents are refused before they are read.
 pub(super) const DOCUMENT_SIZE_MAX: u64 = 4 << 20;
 const LAYERS_MAX: usize = 512;
+/// No blob is larger: with [`LAYERS_MAX`] the sum of all stays far below what a number holds.
+const BLOB_SIZE_MAX: u64 = 1 << 40;
 
 /// What is asked of a registry.
 pub(super) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
@@ -145,6 +147,12 @@ pub(super) fn document(bytes: Vec<u8>, declared_type: &str) -> Result<Document, 
             return Err(format!(
                 "its manifest holds the malformed digest {:?}",
                 descriptor.digest
+            ));
+        }
+        if descriptor.size > BLOB_SIZE_MAX {
+            return Err(format!(
+                "its manifest says that {} has {} bytes, at most {BLOB_SIZE_MAX} are taken",
+                descriptor.digest, descriptor.size
             ));
         }
     }
@@ -355,6 +363,12 @@ mod tests {
         assert!(document(manifest(CONFIG_TYPES[0], LAYER_TYPES[0], "sha256:../../x"), "").is_err());
         assert!(document(b"{\"schemaVersion\": 1}".to_vec(), "").is_err());
         assert!(document(b"<html>".to_vec(), "").is_err());
+        let text = String::from_utf8(manifest(CONFIG_TYPES[0], LAYER_TYPES[2], &good)).unwrap();
+        for size in ["18446744073709551615", "-1", "1e3", "\"2\""] {
+            let absurd = text.replace("\"size\":2", &format!("\"size\":{size}"));
+            assert_ne!(absurd, text);
+            assert!(document(absurd.into_bytes(), "").is_err(), "{size}");
+        }
     }
 
     #[test]

@@ -9,6 +9,8 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::collector::Collector;
+use super::inspect::inspect;
+use super::layer::Contents;
 use super::local::{FileBlob, Files};
 use super::manifest::{self, Config, DOCUMENT_SIZE_MAX, Descriptor, Document, Manifest};
 use super::reference::{Reference, Selector};
@@ -99,7 +101,8 @@ impl Puller {
             Ok(_) => true,
             Err(trouble) => trouble.clone().of(&name).fault() == Fault::Image,
         };
-        if is_over && let Err(error) = leased.end_lease().await {
+        // What was fetched of an image that cannot be used goes before this returns.
+        if is_over && let Err(error) = leased.end_lease(result.is_err()).await {
             warn!(error = %error, "a pull's lease stays until it expires");
         }
         result
@@ -376,17 +379,20 @@ impl Puller {
                 (index, result)
             });
         }
-        let mut done = vec![false; manifest.layers.len()];
+        let mut fetched: Vec<Option<Contents>> = vec![None; manifest.layers.len()];
         for (index, layer) in manifest.layers.iter().enumerate().skip(unpacked) {
-            while !done[index] {
+            let contents = loop {
+                if let Some(contents) = fetched[index] {
+                    break contents;
+                }
                 let (finished, result) = downloads
                     .join_next()
                     .await
-                    .expect("every layer that is not done has its download")
+                    .expect("every layer that is not there has its download")
                     .map_err(|error| Trouble::Store(format!("a download ended abnormally: {error}")))?;
-                result?;
-                done[finished] = true;
-            }
+                fetched[finished] = Some(result?);
+            };
+            self.check_unpacked(contents).await?;
             let parent = index.checked_sub(1).map_or("", |parent| chain[parent].as_str());
             let result = store
                 .unpack(layer, &config.diff_ids[index], parent, &chain[index])
@@ -402,7 +408,10 @@ impl Puller {
 
     /// Makes room where there is too little. Without containerd's word on where it unpacks, nothing is known and all is tried.
     async fn check_space(&self, needed: u64) -> Result<(), Trouble> {
-        let needed_bytes = needed.saturating_mul(SPACE_FACTOR);
+        self.make_room(needed.saturating_mul(SPACE_FACTOR)).await
+    }
+
+    async fn make_room(&self, needed_bytes: u64) -> Result<(), Trouble> {
         let Some((free_bytes, _)) = self.collector.space().await else {
             return Ok(());
         };
@@ -419,7 +428,20 @@ impl Puller {
         }
     }
 
-    /// One layer into the content store. Downloads of one blob follow each other; the second finds it there.
+    /// Whether a layer fits as it is unpacked, files and inodes; room is made where it does not.
+    async fn check_unpacked(&self, contents: Contents) -> Result<(), Trouble> {
+        if let Some(free) = self.collector.free_inodes().await
+            && contents.entries > free
+        {
+            return Err(Trouble::Store(format!(
+                "a layer of it has {} files, the disk has room for {free}",
+                contents.entries
+            )));
+        }
+        self.make_room(contents.disk_bytes).await
+    }
+
+    /// One layer into the content store, and a look into it. Downloads of one blob follow each other; the second finds it there.
     async fn fetch_blob(
         &self,
         source: &Source,
@@ -427,7 +449,7 @@ impl Puller {
         diff_id: &str,
         store: &Store,
         report: &Reporter,
-    ) -> Result<(), Trouble> {
+    ) -> Result<Contents, Trouble> {
         let _only_one = self.lock_blob(&blob.digest).await;
         let _slot = Arc::clone(&self.downloads)
             .acquire_owned()
@@ -449,7 +471,7 @@ impl Puller {
             match result {
                 Ok(()) => {
                     count(report, &mut counted, blob.size);
-                    return Ok(());
+                    return inspect(store, blob).await;
                 }
                 Err(BlobTrouble::WrongDigest(message)) => {
                     store.abort(blob).await.ok();

@@ -151,9 +151,10 @@ impl Store {
         Ok(ours.collect())
     }
 
-    pub(super) async fn end_lease(&self) -> Result<(), RuntimeError> {
+    /// Ends the lease; with `sync` what only that one kept is gone when this returns.
+    pub(super) async fn end_lease(&self, sync: bool) -> Result<(), RuntimeError> {
         match &self.lease {
-            Some(id) => self.delete_lease(id, false).await,
+            Some(id) => self.delete_lease(id, sync).await,
             None => Ok(()),
         }
     }
@@ -304,6 +305,27 @@ impl Store {
             Ok(bytes)
         });
         read.await.or_gone()
+    }
+
+    /// Sends a blob's bytes, in order, until its end or until nobody takes them any more.
+    pub(super) async fn read(&self, digest: &str, to: mpsc::Sender<Bytes>) -> Result<(), RuntimeError> {
+        let read = ReadContentRequest {
+            digest: digest.into(),
+            offset: 0,
+            size: 0,
+        };
+        // Without a server-side deadline: whoever takes the bytes sets the pace.
+        let request = self.headers.request(read, None);
+        let opened = within("read content", digest, self.deadline(), async {
+            Ok(self.runtime.client().content().read(request).await?.into_inner())
+        });
+        let mut stream = opened.await?;
+        while let Some(part) = within("read content", digest, self.deadline(), stream.message()).await? {
+            if to.send(part.data.into()).await.is_err() {
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 
     /// Adds labels to a blob that came from elsewhere: what they refer to is kept with it.
@@ -489,7 +511,8 @@ impl Store {
         let applied = within("unpack layer", &layer.digest, deadline, async {
             self.runtime.client().diff().apply(request).await
         })
-        .await?
+        .await
+        .map_err(|error| refused_by_apply(layer, error))?
         .into_inner()
         .applied
         .map(|applied| applied.digest)
@@ -661,6 +684,30 @@ fn directories_of(mount: &types::Mount) -> Vec<std::path::PathBuf> {
             .collect();
     }
     vec![mount.source.clone().into()]
+}
+
+/// Whose fault it is that a layer cannot be unpacked. What the archive asks for and no disk can give is its own: a whiteout or link
+/// in the place of what it has put there itself, a hard link to nothing.
+fn refused_by_apply(layer: &Descriptor, error: RuntimeError) -> Trouble {
+    const OF_THE_ARCHIVE: [&str; 10] = [
+        "file exists",
+        "no such file or directory",
+        "not a directory",
+        "is a directory",
+        "directory not empty",
+        "file name too long",
+        "too many levels of symbolic links",
+        "operation not permitted",
+        "invalid tar header",
+        "unhandled tar header",
+    ];
+    let RuntimeError::Failed { message, .. } = &error else {
+        return error.into();
+    };
+    if OF_THE_ARCHIVE.iter().any(|text| message.contains(text)) {
+        return Trouble::Unusable(format!("layer {} cannot be unpacked: {message}", layer.digest));
+    }
+    error.into()
 }
 
 fn wire(descriptor: &Descriptor) -> types::Descriptor {

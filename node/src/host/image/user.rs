@@ -14,6 +14,8 @@ use super::ImageUser;
 
 /// Larger ones are cut off: a passwd of a mebibyte is nobody's.
 const FILE_SIZE_MAX: u64 = 1 << 20;
+/// `NGROUPS_MAX`.
+const GROUPS_MAX: usize = 65_536;
 
 /// The text of a file as the container would see it; empty when there is none.
 pub(super) fn read_in_layers(layers: &[PathBuf], path: &str) -> String {
@@ -114,6 +116,19 @@ pub(super) fn resolve(user: &str, passwd: &str, group: &str) -> Result<ImageUser
         .collect();
     additional_gids.sort_unstable();
     additional_gids.dedup();
+    if additional_gids.len() > GROUPS_MAX {
+        return Err(format!(
+            "its user {name:?} is in {} groups, the kernel takes {GROUPS_MAX}",
+            additional_gids.len()
+        ));
+    }
+    // To the kernel that number means: leave it as it is.
+    if uid == u32::MAX || gid == u32::MAX {
+        return Err(format!(
+            "its user {name:?} has the number {}, which is nobody's",
+            u32::MAX
+        ));
+    }
     Ok(ImageUser {
         uid,
         gid,
@@ -179,6 +194,13 @@ mod tests {
         assert_eq!(ids("999:998"), (999, 998, vec![]));
         assert!(resolve("nobody", PASSWD, GROUP).is_err());
         assert!(resolve("app:none", PASSWD, GROUP).is_err());
+        assert!(resolve("4294967295", PASSWD, GROUP).is_err());
+        assert!(resolve("0:4294967295", PASSWD, GROUP).is_err());
+        assert!(resolve("4294967296", PASSWD, GROUP).is_err());
+        assert!(resolve("-1", PASSWD, GROUP).is_err());
+        assert!(resolve("app\0", PASSWD, GROUP).is_err());
+        let crowd: String = (1..=70_000).map(|gid| format!("g:x:{gid}:app\n")).collect();
+        assert!(resolve("app", PASSWD, &crowd).unwrap_err().contains("groups"));
         assert_eq!(resolve("", "", ""), Ok(ImageUser::default()));
         assert_eq!(
             resolve("app", PASSWD, GROUP).unwrap().home.as_deref(),
