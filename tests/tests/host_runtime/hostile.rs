@@ -480,3 +480,72 @@ async fn a_layer_that_the_disk_cannot_hold_is_not_begun() {
     setup.images.ensure(&reference, |_| ()).await.unwrap();
     until("it is there", || listed(&setup.containerd, "images").len() == 1).await;
 }
+
+/// A registry that answers whatever is asked of it with the same: bytes without an end, or another document than was asked for.
+fn liar(endless: bool) -> std::net::SocketAddr {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    // Ends with the test's process; it holds nothing.
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let Ok(mut client) = client else { return };
+            std::thread::spawn(move || {
+                let mut request = [0; 4096];
+                client.read(&mut request).ok();
+                let index = json!({"schemaVersion": 2, "manifests": [
+                    {"digest": format!("sha256:{}", "a".repeat(64)), "size": 2},
+                ]})
+                .to_string();
+                let len = if endless { 1 << 40 } else { index.len() };
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.oci.image.index.v1+json\r\n\
+                     Content-Length: {len}\r\nConnection: close\r\n\r\n"
+                );
+                let mut sent = client.write_all(head.as_bytes());
+                if endless {
+                    while sent.is_ok() {
+                        sent = client.write_all(&[b' '; 64 << 10]);
+                    }
+                } else {
+                    client.write_all(index.as_bytes()).ok();
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_lies_fills_neither_memory_nor_disk() {
+    let Some(setup) = Setup::start() else { return };
+    let before = setup.kept();
+    let (endless, other) = (liar(true), liar(false));
+    let config = ImagesConfig {
+        registries: super::registry::plain(&[endless, other]),
+        attempts: 2,
+        backoff: Duration::from_millis(10),
+        ..ImagesConfig::default()
+    };
+    let images = Images::new(&setup.containerd.runtime(), config).unwrap();
+    let refused = async |reference: String| images.ensure(&reference, |_| ()).await.unwrap_err();
+    let error = refused(format!("{endless}/app:v1")).await;
+    assert!(error.to_string().contains("larger than 4194304 bytes"), "{error}");
+    // A ring of indexes can only be a lie: each is asked for by its digest.
+    for reference in [
+        format!("{other}/app:v1"),
+        format!("{other}/app@sha256:{}", "b".repeat(64)),
+    ] {
+        let error = refused(reference).await;
+        assert!(
+            error.to_string().contains("came with the digest sha256:"),
+            "{error}"
+        );
+        assert_eq!(
+            error.fault(),
+            Fault::Infrastructure,
+            "another attempt may be told the truth"
+        );
+    }
+    assert_eq!(setup.kept(), before);
+}
