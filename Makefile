@@ -5,8 +5,8 @@ export CARGO_TERM_COLOR ?= auto
 # rustup puts cargo here; a shell that was open before the install does not know it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-TARGET := $(shell uname -m)-unknown-linux-gnu
-WORKLOAD := target/$(TARGET)/release/berth-test-workload
+TRIPLE := $(shell uname -m)-unknown-linux-gnu
+WORKLOAD := target/$(TRIPLE)/release/berth-test-workload
 PACK_IMAGE := target/release/pack-image
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
@@ -48,8 +48,8 @@ soak: setup-test $(WORKLOAD) ## Kill daemons and containerd ROUNDS (1000) times 
 fuzz-api: setup-test ## Drive a scheduler by its own OpenAPI description for SECONDS (60), with invalid requests too.
 	scripts/fuzz-api.sh $(SECONDS)
 
-fuzz: setup-build ## Fuzz the placement engine for SECONDS (60), with an exact audit as judge.
-	scripts/fuzz.sh $(SECONDS)
+fuzz: setup-build ## Fuzz one TARGET (engine, layer, link, manifest, reference), or each, for SECONDS (60).
+	scripts/fuzz.sh $(SECONDS) $(TARGET)
 
 lint: setup-build ## Check formatting and lints.
 	$(CARGO) fmt --all --check
@@ -61,7 +61,7 @@ build: setup-build $(WORKLOAD) ## Build the programs, optimised.
 
 # Static, so that its image needs nothing else.
 $(WORKLOAD): setup-build $(wildcard tests/workload/src/*.rs) tests/workload/Cargo.toml
-	$(CARGO) rustc --release --locked -p berth-test-workload --target $(TARGET) -- -C target-feature=+crt-static
+	$(CARGO) rustc --release --locked -p berth-test-workload --target $(TRIPLE) -- -C target-feature=+crt-static
 
 $(PACK_IMAGE): build
 	$(CARGO) build --release --locked -p berth-tests --bin pack-image

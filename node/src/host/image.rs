@@ -31,6 +31,10 @@ mod retry;
 mod store;
 mod user;
 
+/// What fuzzing drives, and its corpus in `make test`.
+#[cfg(test)]
+mod fuzzed;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

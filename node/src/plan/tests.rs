@@ -18,6 +18,7 @@ use crate::host::fake::{FakeHost, Verb, When};
 use crate::host::{Change, HostError, Signal};
 use crate::replica::{GOOD_RUN, Happening};
 
+mod absurd;
 mod histories;
 mod resize;
 

@@ -30,6 +30,7 @@ use crate::entry::{Removal, TokenDigest, TokenKind};
 use crate::store::{Memory, Store};
 use crate::{ClusterHandle, Creation, Running, Scheduler, StartError};
 
+mod absurd;
 mod goodbye;
 mod logs;
 mod revocation;

@@ -194,7 +194,9 @@ fn is_host(text: &str) -> bool {
         Some((host, port)) => (host, Some(port)),
         None => (text, None),
     };
-    let port_ok = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port != 0));
+    // Without the sign that parsing would take: it becomes a part of an address.
+    let is_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit());
+    let port_ok = port.is_none_or(|port| is_port(port) && port.parse::<u16>().is_ok_and(|port| port != 0));
     let label_ok = |label: &str| {
         !label.is_empty()
             && !label.starts_with('-')
