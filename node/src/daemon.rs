@@ -36,6 +36,8 @@ use crate::watchdog::{BEAT_EVERY, Pulse, Watchdog, notify};
 
 /// The machine is tried again this often while the kernel refuses its network.
 const OPEN_AGAIN: Duration = Duration::from_secs(2);
+/// A disk that hangs changes nothing that could be waited for.
+const STORAGE_LOOK_EVERY: Duration = Duration::from_secs(1);
 const DNS_CHECK_EVERY: Duration = Duration::from_secs(5);
 /// Tasks have this long to end; what is left then ends with the process.
 const END_WITHIN: Duration = Duration::from_secs(3);
@@ -53,7 +55,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     let verdicts = Verdicts::new();
     let (ledger, loaded, ledger_thread) =
         Ledger::open(&config.ledger_file(), &boot_id).context("opening the ledger")?;
-    report_ledger(&loaded, &verdicts);
+    report_ledger(&loaded);
     let (snapshots, _) = watch::channel(Arc::new(first_snapshot(&config, &boot_id, &loaded)));
     let mut tasks = JoinSet::new();
     let watchdog = Watchdog::new();
@@ -75,7 +77,6 @@ pub async fn run(config: Config, cancel: CancellationToken) -> anyhow::Result<()
     tasks.spawn(storage_verdict(
         ledger.clone(),
         Arc::clone(&verdicts),
-        loaded.volatile.clone(),
         cancel.clone(),
     ));
     notify(&[sd_notify::NotifyState::Ready]);
@@ -186,20 +187,11 @@ async fn run_link(link: Link, credentials: Credentials, cancel: CancellationToke
     link::run(link, credentials, cancel).await;
 }
 
-fn report_ledger(loaded: &Loaded, verdicts: &Verdicts) {
-    match (&loaded.rebuilt, &loaded.volatile) {
-        (_, Some(reason)) => {
-            tracing::error!(reason, "the ledger is kept in memory");
-            verdicts.set(
-                Part::Storage,
-                Err(format!("the ledger is kept in memory: {reason}")),
-            );
-        }
-        (Some(reason), None) => {
-            tracing::warn!(reason, "state_rebuilt: the ledger was moved aside and made anew");
-            verdicts.set(Part::Storage, Ok(()));
-        }
-        (None, None) => verdicts.set(Part::Storage, Ok(())),
+fn report_ledger(loaded: &Loaded) {
+    if let Some(reason) = &loaded.volatile {
+        tracing::error!(reason, "the ledger is kept in memory");
+    } else if let Some(reason) = &loaded.rebuilt {
+        tracing::warn!(reason, "state_rebuilt: the ledger was moved aside and made anew");
     }
 }
 
@@ -308,18 +300,15 @@ async fn dns(
     }
 }
 
-async fn storage_verdict(
-    ledger: Ledger,
-    verdicts: Arc<Verdicts>,
-    volatile: Option<String>,
-    cancel: CancellationToken,
-) {
+/// Says what is wrong with the ledger, also while its thread hangs at the disk and says nothing.
+async fn storage_verdict(ledger: Ledger, verdicts: Arc<Verdicts>, cancel: CancellationToken) {
     let mut committed = ledger.committed();
-    while let Some(Ok(())) = cancel.run_until_cancelled(committed.changed()).await {
-        let error = committed.borrow_and_update().error.clone();
-        if volatile.is_none() {
-            let fault = error.map(|error| format!("the ledger cannot be written: {error}"));
-            verdicts.set(Part::Storage, fault.map_or(Ok(()), Err));
+    loop {
+        verdicts.set(Part::Storage, ledger.trouble().map_or(Ok(()), Err));
+        let changed = tokio::time::timeout(STORAGE_LOOK_EVERY, committed.changed());
+        match cancel.run_until_cancelled(changed).await {
+            None | Some(Ok(Err(_))) => return,
+            Some(Ok(Ok(())) | Err(_)) => {}
         }
     }
 }

@@ -5,25 +5,33 @@
 //! moved aside and rebuilt from the runtime's labels and the next set. Owner: one thread; everybody else hands it
 //! writes that it commits in groups. Write-ahead log: kill -9 loses nothing that was committed. Replica rows are not
 //! flushed (a power cut ends their processes too), an accepted set is.
+//!
+//! A disk that is full, fails or hangs holds nothing up: waiting for a commit has a deadline, what could not be written is kept
+//! and tried again, and [`Ledger::trouble`] says what is wrong. Room is kept for a full disk ([`reserve`]).
+
+mod reserve;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_api::assignment::{AssignmentSet, Digest, Position};
 use berth_api::id::ReplicaId;
-use berth_api::time::Timestamp;
+use berth_api::time::{Timestamp, monotonic};
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::watch;
 
 use crate::plan::{Restored, Write};
 use crate::replica::Memory;
+use reserve::Reserve;
 
 /// Rises when older programs could not read the tables.
 const SCHEMA_VERSION: i64 = 1;
-/// A failed commit is repeated this often while nothing new arrives.
+/// A failed commit is repeated this often while nothing new arrives, and room is looked for.
 const RETRY: Duration = Duration::from_secs(5);
+/// A commit that takes longer hangs: nobody waits for it any more. Above what a busy disk takes, and short beside a stop's grace.
+const COMMIT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Why the database was not usable. It is then replaced.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +63,10 @@ pub struct Committed {
     pub sequence: u64,
     /// Why the newest commit failed; what it held is kept in memory and tried again.
     pub error: Option<Arc<str>>,
+    /// The file system has no room.
+    pub full: bool,
+    /// Nothing is on the disk, for this reason.
+    pub volatile: Option<Arc<str>>,
 }
 
 /// Handle to the ledger; clones share it.
@@ -68,6 +80,37 @@ pub struct Ledger {
 struct Shared {
     pending: Mutex<Pending>,
     wake: Condvar,
+    /// Since when the thread has been at the disk.
+    busy: Mutex<Option<(Instant, Timestamp)>>,
+}
+
+impl Shared {
+    fn set_busy(&self, since: Option<(Instant, Timestamp)>) {
+        *self.busy.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
+    fn busy(&self) -> Option<(Instant, Timestamp)> {
+        *self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is to be written once there is anything, or after a while.
+    fn take(&self, done: u64) -> Pending {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        if pending.sequence == done && !pending.closing {
+            let woken = self.wake.wait_timeout_while(pending, RETRY, |pending| {
+                pending.sequence == done && !pending.closing
+            });
+            (pending, _) = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+        let (sequence, closing) = (pending.sequence, pending.closing);
+        let taken = std::mem::take(&mut *pending);
+        (pending.sequence, pending.closing) = (sequence, closing);
+        Pending {
+            sequence,
+            closing,
+            ..taken
+        }
+    }
 }
 
 /// What is to be written: the newest value of each key, so the queue is bounded by what there is.
@@ -109,7 +152,12 @@ impl Ledger {
         path: &Path,
         boot_id: &str,
     ) -> Result<(Self, Loaded, std::thread::JoinHandle<()>), LedgerError> {
-        let (connection, loaded) = match Self::read(path, boot_id) {
+        let mut reserve = Reserve::of(path);
+        let mut read = Self::read(path, boot_id);
+        if matches!(&read, Err(LedgerError::Sqlite(error)) if !is_damage(error)) && reserve.give_up() {
+            read = Self::read(path, boot_id);
+        }
+        let (connection, loaded) = match read {
             Ok(read) => read,
             Err(error @ (LedgerError::Damaged(_) | LedgerError::Newer { .. })) => {
                 Self::rebuild(path, boot_id, &error.to_string())?
@@ -125,16 +173,28 @@ impl Ledger {
                 (connection, loaded)
             }
         };
-        let (publish, committed) = watch::channel(Committed::default());
+        let writer = Writer {
+            path: path.to_owned(),
+            boot_id: boot_id.to_owned(),
+            connection,
+            reserve,
+            volatile: loaded.volatile.as_deref().map(Arc::from),
+        };
+        let (publish, committed) = watch::channel(Committed {
+            full: writer.reserve.is_full(),
+            volatile: writer.volatile.clone(),
+            ..Committed::default()
+        });
         let shared = Arc::new(Shared {
             pending: Mutex::default(),
             wake: Condvar::new(),
+            busy: Mutex::default(),
         });
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("ledger".into())
             .stack_size(256 << 10)
-            .spawn(move || write_loop(connection, &of_thread, &publish))
+            .spawn(move || write_loop(writer, &of_thread, &publish))
             .map_err(|source| LedgerError::MoveAside {
                 to: "a thread".into(),
                 source,
@@ -197,17 +257,58 @@ impl Ledger {
         pending.sequence
     }
 
-    /// Waits until everything up to `sequence` was tried. The error is that of the newest commit: the caller decides
-    /// whether to run on from memory. Cancel-safe.
+    /// Waits until everything up to `sequence` was tried, for as long as a commit may take. The error is that of the newest
+    /// commit: the caller decides whether to run on from memory. Cancel-safe.
     ///
     /// # Errors
-    /// When it could not be committed.
+    /// When it could not be committed, or the disk hangs.
     pub async fn wait(&self, sequence: u64) -> Result<(), Arc<str>> {
         let mut committed = self.committed.clone();
-        let state = committed.wait_for(|state| state.sequence >= sequence).await;
-        match state {
-            Ok(state) => state.error.clone().map_or(Ok(()), Err),
-            Err(_) => Err("the ledger has ended".into()),
+        // A disk that hangs already is not waited for once more by everybody.
+        let patience = self.shared.busy().map_or(COMMIT_DEADLINE, |(since, _)| {
+            COMMIT_DEADLINE.saturating_sub(since.elapsed())
+        });
+        let tried = committed.wait_for(|state| state.sequence >= sequence);
+        match tokio::time::timeout(patience, tried).await {
+            Ok(Ok(state)) => state.error.clone().map_or(Ok(()), Err),
+            Ok(Err(_)) => Err("the ledger has ended".into()),
+            Err(_) => Err("its disk does not answer".into()),
+        }
+    }
+
+    /// Waits, for as long as it takes, until everything up to `sequence` is committed. Cancel-safe.
+    ///
+    /// # Errors
+    /// When the ledger has ended.
+    pub async fn stored(&self, sequence: u64) -> Result<(), Arc<str>> {
+        let mut committed = self.committed.clone();
+        let stored = committed.wait_for(|state| state.sequence >= sequence && state.error.is_none());
+        stored
+            .await
+            .map_or(Err("the ledger has ended".into()), |_| Ok(()))
+    }
+
+    /// Why what is handed over now may not be kept; the node runs on from memory and begins nothing new.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        if let Some((since, wall)) = self.shared.busy()
+            && since.elapsed() >= COMMIT_DEADLINE
+        {
+            return Some(format!("the ledger's disk has not answered since {wall}"));
+        }
+        let committed = self.committed.borrow();
+        if let Some(reason) = &committed.volatile {
+            return Some(format!("the ledger is kept in memory: {reason}"));
+        }
+        let full = if committed.full {
+            "; its file system is full, make room on it"
+        } else {
+            ""
+        };
+        match &committed.error {
+            Some(error) => Some(format!("the ledger cannot be written: {error}{full}")),
+            None if committed.full => Some("the ledger's file system is full, make room on it".to_owned()),
+            None => None,
         }
     }
 
@@ -266,16 +367,21 @@ fn load(connection: &Connection, boot_id: &str) -> Result<Loaded, LedgerError> {
              one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, generation INTEGER NOT NULL,
              digest BLOB NOT NULL, body BLOB NOT NULL);",
     )?;
-    connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    // Nothing is written that is there already: a full disk is read.
+    if version != SCHEMA_VERSION {
+        connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    }
     let old_boot: Option<Vec<u8>> = connection
         .query_row("SELECT value FROM meta WHERE key = 'boot_id'", [], |row| {
             row.get(0)
         })
         .optional()?;
-    connection.execute(
-        "INSERT OR REPLACE INTO meta VALUES ('boot_id', ?1)",
-        params![boot_id.as_bytes()],
-    )?;
+    if old_boot.as_deref() != Some(boot_id.as_bytes()) {
+        connection.execute(
+            "INSERT OR REPLACE INTO meta VALUES ('boot_id', ?1)",
+            params![boot_id.as_bytes()],
+        )?;
+    }
     let mut loaded = Loaded::default();
     loaded.restored.rebooted = old_boot.is_some_and(|old| old != boot_id.as_bytes());
     loaded.restored.set = load_set(connection)?;
@@ -327,48 +433,84 @@ fn load_set(connection: &Connection) -> Result<Option<(AssignmentSet, Position)>
     Ok(Some((set, position)))
 }
 
-fn write_loop(mut connection: Connection, shared: &Shared, publish: &watch::Sender<Committed>) {
-    let mut failed = false;
-    loop {
-        let taken = {
-            let mut pending = shared.pending.lock().unwrap_or_else(PoisonError::into_inner);
-            while pending.sequence == publish.borrow().sequence && !pending.closing {
-                if failed && !pending.is_empty() {
-                    let (guard, timeout) = shared
-                        .wake
-                        .wait_timeout(pending, RETRY)
-                        .unwrap_or_else(PoisonError::into_inner);
-                    pending = guard;
-                    if timeout.timed_out() {
-                        break;
-                    }
-                } else {
-                    pending = shared.wake.wait(pending).unwrap_or_else(PoisonError::into_inner);
+/// What the thread works with.
+struct Writer {
+    path: PathBuf,
+    boot_id: String,
+    connection: Connection,
+    reserve: Reserve,
+    /// Why the connection is to a database in memory.
+    volatile: Option<Arc<str>>,
+}
+
+impl Writer {
+    /// Commits, on a full disk with the help of the reserve.
+    fn commit(&mut self, pending: &Pending) -> Result<(), rusqlite::Error> {
+        if self.volatile.is_some() {
+            match self.move_to_disk() {
+                Ok(()) => {
+                    tracing::info!(path = %self.path.display(), "the ledger is on the disk");
+                    self.volatile = None;
                 }
+                Err(error) => self.volatile = Some(error.to_string().as_str().into()),
             }
-            let (sequence, closing) = (pending.sequence, pending.closing);
-            let taken = std::mem::take(&mut *pending);
-            pending.sequence = sequence;
-            pending.closing = closing;
-            Pending {
-                sequence,
-                closing,
-                ..taken
-            }
-        };
+        }
+        let mut result = commit(&mut self.connection, pending);
+        if result.is_err() && self.reserve.give_up() {
+            tracing::warn!(path = %self.path.display(), "gave up the ledger's reserve");
+            result = commit(&mut self.connection, pending);
+        }
+        self.reserve.look();
+        result
+    }
+
+    /// Puts what was kept in memory where it belongs, once that is possible, in place of what may be there.
+    fn move_to_disk(&mut self) -> Result<(), LedgerError> {
+        drop(Ledger::read(&self.path, &self.boot_id)?);
+        let path = self.path.to_string_lossy();
+        self.connection.execute("ATTACH ?1 AS disk", params![path])?;
+        let copied = self.connection.execute_batch(
+            "BEGIN;
+             DELETE FROM disk.meta; INSERT INTO disk.meta SELECT * FROM main.meta;
+             DELETE FROM disk.replica; INSERT INTO disk.replica SELECT * FROM main.replica;
+             DELETE FROM disk.accepted; INSERT INTO disk.accepted SELECT * FROM main.accepted;
+             COMMIT;",
+        );
+        if copied.is_err() && !self.connection.is_autocommit() {
+            self.connection.execute_batch("ROLLBACK")?;
+        }
+        self.connection.execute_batch("DETACH disk")?;
+        copied?;
+        (self.connection, _) = Ledger::read(&self.path, &self.boot_id)?;
+        Ok(())
+    }
+}
+
+fn write_loop(mut writer: Writer, shared: &Shared, publish: &watch::Sender<Committed>) {
+    loop {
+        let taken = shared.take(publish.borrow().sequence);
         let (sequence, closing) = (taken.sequence, taken.closing);
-        let error = commit(&mut connection, &taken)
+        shared.set_busy(Some((monotonic(), Timestamp::now())));
+        let error = writer
+            .commit(&taken)
             .err()
             .map(|error| Arc::from(error.to_string().as_str()));
-        failed = error.is_some();
-        if failed {
-            shared
-                .pending
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .restore(taken);
+        shared.set_busy(None);
+        if error.is_some() {
+            let mut pending = shared.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            pending.restore(taken);
         }
-        publish.send_replace(Committed { sequence, error });
+        let next = Committed {
+            sequence,
+            error,
+            full: writer.reserve.is_full(),
+            volatile: writer.volatile.clone(),
+        };
+        publish.send_if_modified(|committed| {
+            let is_news = *committed != next;
+            *committed = next;
+            is_news
+        });
         if closing {
             return;
         }

@@ -7,6 +7,7 @@
 //! - a process is stopped only if its stop was confirmed, its assignment changed or its health check gave up on it;
 //!   silence, an empty set and a lost database stop nothing;
 //! - nothing is done before the machine was observed once, and nothing new while the runtime does not answer;
+//! - no replica comes up for the first time while what is recorded of it may not be kept;
 //! - what a step needs recorded is in the same [`Output`] as the step, and is written before it is done.
 //!
 //! Owner: the loop of [`crate::reconcile`], or a simulation.
@@ -105,6 +106,8 @@ pub struct NodeCore {
     /// What the ledger has of each replica.
     written: BTreeMap<ReplicaId, Memory>,
     runtime: Runtime,
+    /// Why what is recorded may not be kept.
+    storage: Option<String>,
     counter: u64,
     cpu: BTreeMap<ReplicaId, (BootTime, u64)>,
     status: Vec<ReplicaStatus>,
@@ -120,6 +123,7 @@ impl NodeCore {
             replicas: BTreeMap::new(),
             written: restored.replicas.clone(),
             runtime: Runtime::Unknown,
+            storage: None,
             counter: 0,
             cpu: BTreeMap::new(),
             status: Vec::new(),
@@ -263,6 +267,11 @@ impl NodeCore {
         }
     }
 
+    /// Whether what is recorded is kept, or why it may not be. What runs goes on, from memory; what never ran waits.
+    pub fn storage(&mut self, trouble: Option<String>) {
+        self.storage = trouble;
+    }
+
     /// A process ended.
     pub fn exited(&mut self, id: &ReplicaId, pid: u32, exit: Exit) {
         if let Some(replica) = self.replicas.get_mut(id) {
@@ -361,6 +370,10 @@ impl NodeCore {
                 continue;
             }
             match replica.next(now) {
+                Next::Act(Step::Prepare { run: 1, .. }) if self.storage.is_some() => {
+                    let reason = self.storage.clone().unwrap_or_default();
+                    replica.waiting = Some(Waiting::Storage { reason });
+                }
                 Next::Act(step) => {
                     replica.waiting = None;
                     replica.begin(step.clone(), now, &mut output.news);
@@ -653,7 +666,11 @@ fn waits_until(waiting: &Waiting) -> Option<BootTime> {
         | Waiting::Drain { until }
         | Waiting::Grace { until }
         | Waiting::Unkillable { until } => Some(*until),
-        Waiting::Running | Waiting::Runtime { .. } | Waiting::Unlisted | Waiting::Gone => None,
+        Waiting::Running
+        | Waiting::Runtime { .. }
+        | Waiting::Storage { .. }
+        | Waiting::Unlisted
+        | Waiting::Gone => None,
     }
 }
 

@@ -100,6 +100,8 @@ enum Done {
     Usage(Result<BTreeMap<ReplicaId, UsageSample>, HostError>),
     Swept(Result<(), HostError>),
     Stored(Box<AssignmentSet>, Position, Result<(), Arc<str>>),
+    /// A newer set came before this one was stored.
+    Overtaken(Position),
 }
 
 /// What a job was for, should it panic.
@@ -126,8 +128,9 @@ struct Reconciler<H> {
     background: BTreeSet<Background>,
     /// Ends the preparation of a replica early.
     cancels: BTreeMap<ReplicaId, CancellationToken>,
-    /// The newest set that is being stored.
+    /// The newest set that is being stored, and what ends the wait for it.
     storing: Position,
+    store_cancel: CancellationToken,
     observe_wanted: bool,
     observe_at: BootTime,
     network_sent: Option<NetworkWish>,
@@ -176,6 +179,7 @@ pub async fn run<H: Host>(parts: Parts<H>, cancel: CancellationToken) {
         background: BTreeSet::new(),
         cancels: BTreeMap::new(),
         storing: Position::default(),
+        store_cancel: CancellationToken::new(),
         observe_wanted: true,
         observe_at: now.boot,
         network_sent: None,
@@ -236,18 +240,24 @@ impl<H: Host> Reconciler<H> {
         }
     }
 
-    /// A set is stored first, then accepted, then acknowledged.
+    /// A set is stored first, then accepted, then acknowledged. While the disk does not take it the node works for the one that it
+    /// has, says why, and goes over to this one, or a newer one, as soon as it is stored.
     fn offered(&mut self, position: Position, bytes: Vec<u8>) {
         let repeated = self.parts.core.has_set() && self.parts.core.position() == position;
         match self.parts.core.check(&bytes, &position, &self.storing) {
             Ok(_) if repeated => self.answer(position, None),
             Ok(set) => {
                 self.storing = position;
-                let ledger = self.parts.ledger.clone();
+                // One waits at a time, however long the disk takes.
+                self.store_cancel.cancel();
+                self.store_cancel = CancellationToken::new();
+                let (ledger, cancel) = (self.parts.ledger.clone(), self.store_cancel.clone());
                 let sequence = ledger.write_set(bytes, position);
                 let store = async move {
-                    let result = ledger.wait(sequence).await;
-                    Done::Stored(Box::new(set), position, result)
+                    match cancel.run_until_cancelled(ledger.stored(sequence)).await {
+                        Some(result) => Done::Stored(Box::new(set), position, result),
+                        None => Done::Overtaken(position),
+                    }
                 };
                 self.spawn(Job::Store(position), store);
             }
@@ -278,10 +288,6 @@ impl<H: Host> Reconciler<H> {
         if let Err(error) = result {
             self.storing = self.parts.core.position();
             tracing::error!(generation = position.generation, error = %error, "cannot store an assignment set");
-            self.parts.verdicts.set(
-                status::Part::Storage,
-                Err(format!("the ledger cannot be written: {error}")),
-            );
             return self.answer(position, Some(format!("it cannot be stored: {error}")));
         }
         // A newer one may have overtaken it.
@@ -405,6 +411,7 @@ impl<H: Host> Reconciler<H> {
                     .set(status::Part::Keeper, result.map_err(|error| error.message));
             }
             Done::Stored(set, position, result) => self.stored(*set, position, result),
+            Done::Overtaken(position) => self.answer(position, Some("a newer one has come".into())),
         }
     }
 
@@ -440,6 +447,7 @@ impl<H: Host> Reconciler<H> {
 
     /// Decides and acts.
     fn turn(&mut self, now: Now) {
+        self.parts.core.storage(self.parts.ledger.trouble());
         let mut output = self.parts.core.advance(now);
         for happening in std::mem::take(&mut output.news) {
             self.parts.events.push(happening, now.wall);

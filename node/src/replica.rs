@@ -327,6 +327,10 @@ pub enum Waiting {
     Runtime {
         reason: String,
     },
+    /// It never ran, and what is recorded of it may not be kept.
+    Storage {
+        reason: String,
+    },
     /// In no list.
     Unlisted,
     Gone,

@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod behaviour {
     mod dev;
+    mod disks;
     mod escape;
     mod faults;
     mod input;

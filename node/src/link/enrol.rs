@@ -108,7 +108,10 @@ async fn ask(
             enrolled_at: Timestamp::now(),
         },
     };
-    store.save(&credentials)?;
+    if let Err(error) = store.save(&credentials) {
+        // It serves as long as this daemon runs; the next one uses the old certificate, or the token.
+        tracing::error!(error = words(&error), "cannot keep the certificate");
+    }
     tracing::info!(cidr = %credentials.enrolment.assigned_network.cidr, "enrolled");
     Ok(credentials)
 }

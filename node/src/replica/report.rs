@@ -22,7 +22,7 @@ impl Replica {
             Some(Step::Delete | Step::Release) => Phase::Backoff,
             Some(Step::Pull { .. } | Step::Resize { .. }) => self.running_phase(),
             None => match &self.waiting {
-                None => Phase::Assigned,
+                None | Some(Waiting::Storage { .. }) => Phase::Assigned,
                 Some(
                     Waiting::Running | Waiting::Resize { .. } | Waiting::Runtime { .. } | Waiting::Unlisted,
                 ) => self.running_phase(),
@@ -100,7 +100,11 @@ impl Replica {
             | Waiting::Drain { until }
             | Waiting::Grace { until }
             | Waiting::Unkillable { until } => *until,
-            Waiting::Running | Waiting::Runtime { .. } | Waiting::Unlisted | Waiting::Gone => return None,
+            Waiting::Running
+            | Waiting::Runtime { .. }
+            | Waiting::Storage { .. }
+            | Waiting::Unlisted
+            | Waiting::Gone => return None,
         };
         Some(now.wall_at(at))
     }
@@ -150,6 +154,9 @@ impl Replica {
                 Some("its process to end after SIGKILL; it hangs in the kernel".into())
             }
             Some(Waiting::Runtime { reason }) => Some(format!("the container runtime: {reason}")),
+            Some(Waiting::Storage { reason }) => {
+                Some(format!("the machine to keep what is recorded of it: {reason}"))
+            }
             Some(Waiting::Unlisted) => {
                 Some("the scheduler: it is in no assignment set and no stop is confirmed".into())
             }

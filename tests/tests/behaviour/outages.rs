@@ -30,7 +30,7 @@ fn until_in_its_grace(dev: &Dev, id: &str) {
 }
 
 /// What the status says runs is what runs.
-fn status_is_reality(dev: &Dev) {
+pub(super) fn status_is_reality(dev: &Dev) {
     until("the status is what the kernel says", || {
         let document = berthd(dev, &["status", "--json"]).stdout;
         let document: Value = serde_json::from_slice(&document).ok()?;
