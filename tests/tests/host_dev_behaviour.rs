@@ -21,4 +21,5 @@ mod behaviour {
     mod squeeze;
     mod storage;
     mod tunnel;
+    mod wedged;
 }

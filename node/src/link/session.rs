@@ -1,7 +1,8 @@
 //! One session: Hello, then both sides say what changes until either ends it.
 //!
 //! The status is sent when it changes, at most every 50 ms, and at each heartbeat. Three heartbeats without a message
-//! from the scheduler end the session; so does a scheduler that takes nothing for ten seconds.
+//! from the scheduler end the session; so does a scheduler that takes nothing for as long. A session that takes longer to open is
+//! given up too: what stands between may have stopped forwarding without a word.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,7 +32,8 @@ use crate::tunnel::{self, Reach};
 
 /// Messages that may wait for a slow scheduler.
 const OUTBOUND_MAX: usize = 64;
-const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// From dialling to the answer. The scheduler itself gives up a handshake, and a Hello that does not come, after as long.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Until the Welcome says another.
 const HEARTBEAT_DEFAULT: Duration = Duration::from_secs(2);
 /// Statuses are at least this far apart: fifty replicas that become ready at once make a few messages.
@@ -93,12 +95,14 @@ impl Link {
             chunks,
         };
         session.send(Kind::Hello(self.hello(&snapshot))).await?;
-        let opened = tokio::time::timeout(CALL_TIMEOUT, client.session(ReceiverStream::new(messages))).await;
+        let opened = tokio::time::timeout(OPEN_TIMEOUT, client.session(ReceiverStream::new(messages))).await;
         let mut inbound = match opened {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return Err(LinkError::of_status(&status, &session.url)),
-            Err(_) => return Err(LinkError::Silent(CALL_TIMEOUT)),
+            Err(_) => return Err(LinkError::Silent(OPEN_TIMEOUT)),
         };
+        // Silence counts from here: a crowded scheduler may have taken long to open it.
+        session.heard_at = monotonic();
         let renew_in = credentials.enrolment.renew_at.since(Timestamp::now());
         let renew_at = monotonic() + renew_in;
         self.exchange(&mut session, &mut inbound, &mut chunks_out, renew_at)
@@ -142,7 +146,7 @@ impl Link {
             if now >= renew_at {
                 return Ok(());
             }
-            let silence_at = session.heard_at + session.heartbeat * 3;
+            let silence_at = session.silence_at();
             if now >= silence_at {
                 return Err(LinkError::Silent(session.heartbeat * 3));
             }
@@ -284,8 +288,14 @@ impl Link {
 }
 
 impl Session {
+    fn silence_at(&self) -> Instant {
+        self.heard_at + self.heartbeat * 3
+    }
+
+    /// Hands over a message. Nothing is read meanwhile, so that a full queue may not last longer than silence.
     async fn send(&self, kind: Kind) -> Result<(), LinkError> {
-        match tokio::time::timeout(SEND_TIMEOUT, self.outbound.send(NodeMessage { kind: Some(kind) })).await {
+        let message = NodeMessage { kind: Some(kind) };
+        match tokio::time::timeout_at(self.silence_at().into(), self.outbound.send(message)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(LinkError::Ended),
             Err(_) => Err(LinkError::Stuck),

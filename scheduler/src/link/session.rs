@@ -191,9 +191,6 @@ impl Session {
                 }
                 // Cancel-safe: a timer.
                 _ = ping.tick() => {
-                    if heard_at.elapsed() > config.silence_max() {
-                        return Err(Refused::unavailable("the machine is silent"));
-                    }
                     self.ping_nonce += 1;
                     self.send(Kind::Ping(Ping { nonce: self.ping_nonce })).await?;
                 }
@@ -207,6 +204,10 @@ impl Session {
                     if let Some(kind) = received.kind {
                         self.take(kind).await?;
                     }
+                }
+                // Cancel-safe: a timer. Last, so that what has come is read first.
+                () = tokio::time::sleep_until((heard_at + config.silence_max()).into()) => {
+                    return Err(Refused::unavailable("the machine is silent"));
                 }
             }
         }
