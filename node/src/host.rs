@@ -231,7 +231,8 @@ pub struct HostPort {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NetworkWish {
     pub peers: Vec<Peer>,
-    pub host_ports: Vec<HostPort>,
+    /// None while it is not known who is ready: what is forwarded stays.
+    pub host_ports: Option<Vec<HostPort>>,
 }
 
 /// What the node cannot do without. Always whole.

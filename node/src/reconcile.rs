@@ -516,7 +516,9 @@ impl<H: Host> Reconciler<H> {
         }
         let wish = NetworkWish {
             peers: self.parts.peers.clone(),
-            host_ports: self.parts.core.host_ports(),
+            // A daemon that has just started knows of nobody that is ready.
+            host_ports: (*self.parts.core.runtime() != Runtime::Unknown)
+                .then(|| self.parts.core.host_ports()),
         };
         let compare = now.boot >= self.compare_at;
         if (compare || self.network_sent.as_ref() != Some(&wish))

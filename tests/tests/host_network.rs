@@ -5,6 +5,11 @@
 #![expect(clippy::print_stderr, reason = "a skipped test says so")]
 
 mod netns;
+#[cfg(test)]
+mod network {
+    mod handover;
+    mod pressure;
+}
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, UdpSocket};

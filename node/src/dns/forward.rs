@@ -22,7 +22,7 @@ pub(super) enum Transport {
     Tcp,
 }
 
-/// The upstreams, and which one is asked first: the last that answered.
+/// The upstreams, and which one is asked first: the last that answered, or the one after the last that did not.
 #[derive(Debug)]
 pub(super) struct Upstreams {
     addresses: Vec<SocketAddr>,
@@ -73,6 +73,11 @@ impl Upstreams {
                 set_id(&mut answer, [question[0], question[1]]);
                 return Some(answer);
             }
+            // Others do not wait for it too, and of many dead ones none is asked for ever. Unless somebody moved on already.
+            let next = (index + 1) % count;
+            self.preferred
+                .compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed)
+                .ok();
         }
         None
     }

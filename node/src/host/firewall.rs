@@ -11,12 +11,12 @@
 //! - a packet from a replica carries the replica's own address, on its own interface, over IPv4, or is dropped;
 //! - the instance metadata addresses of all clouds cannot be reached from replicas;
 //! - of the machine itself replicas reach DNS on the gateway, and ICMP; DNS is not tracked, so that two queries at once
-//!   from one port do not race through conntrack;
+//!   from one port do not race through conntrack; what one replica asks above 2000 questions a second is dropped;
 //! - replicas are reached by the cluster, over host ports, and by nobody else;
 //! - traffic to the outside is masqueraded, traffic inside the cluster keeps its addresses.
 //!
-//! Host ports carry TCP. UDP would need its conntrack entries flushed whenever a port changes hands, which no safe crate
-//! does; the wire API knows TCP services only.
+//! Host ports carry TCP: the wire API knows TCP services only. Connections of an address that changes hands are forgotten by
+//! [`crate::host::net`].
 
 mod render;
 
@@ -59,6 +59,13 @@ pub enum FirewallError {
     Read(#[source] ChildError),
     #[error("reading what nft says about the table inet {TABLE}")]
     Listing(#[source] serde_json::Error),
+}
+
+/// What a table in the kernel says that only the daemon that wrote it knew.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Standing {
+    pub mesh: Vec<Ipv4Net>,
+    pub host_ports: BTreeMap<u16, SocketAddrV4>,
 }
 
 /// Whether a full compare found the table as it should be.
@@ -112,11 +119,21 @@ impl Firewall {
         let Some(state) = &self.applied else {
             return Ok(Checked::AsExpected);
         };
-        if read().await? == Some(Fingerprint::of(state)) {
+        if list().await?.as_ref().map(Fingerprint::read) == Some(Fingerprint::of(state)) {
             return Ok(Checked::AsExpected);
         }
         write(&render(state)).await?;
         Ok(Checked::Repaired)
+    }
+
+    /// What an earlier daemon left, so that the first table of this one refuses nobody whom that one served.
+    ///
+    /// # Errors
+    /// When nft does not answer in time, or says what cannot be read.
+    pub async fn standing() -> Result<Standing, FirewallError> {
+        let listing = list().await?;
+        let (mesh, host_ports) = listing.as_ref().map(render::standing).unwrap_or_default();
+        Ok(Standing { mesh, host_ports })
     }
 
     /// Removes the table. Idempotent.
@@ -138,10 +155,10 @@ async fn write(script: &serde_json::Value) -> Result<(), FirewallError> {
 }
 
 /// `None` when there is no such table.
-async fn read() -> Result<Option<Fingerprint>, FirewallError> {
+async fn list() -> Result<Option<serde_json::Value>, FirewallError> {
     match child::run("nft", &["-j", "list", "table", "inet", TABLE], None, DEADLINE).await {
         Ok(listing) => serde_json::from_slice(&listing)
-            .map(|listing| Some(Fingerprint::read(&listing)))
+            .map(Some)
             .map_err(FirewallError::Listing),
         Err(ChildError::Failed { output, .. }) if output.contains("No such file or directory") => Ok(None),
         Err(error) => Err(FirewallError::Read(error)),

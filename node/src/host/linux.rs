@@ -117,7 +117,7 @@ impl LinuxHost {
         .await
         .map_err(|error| infrastructure(&error))?;
         let attachments = network.list().await.map_err(|error| infrastructure(&error))?;
-        let firewall = FirewallDriver::new(assigned.cidr, assigned.gateway);
+        let firewall = FirewallDriver::open(assigned.cidr, assigned.gateway).await;
         for attachment in &attachments {
             firewall.put_replica(attachment.interface.clone(), attachment.ip);
         }
@@ -493,11 +493,13 @@ impl Host for LinuxHost {
             .set_peers(&routes)
             .await
             .map_err(|error| infrastructure(&error))?;
-        let ports = wish.host_ports.iter().filter_map(|port| match port.target_ip {
+        let forwarded = |port: &crate::host::HostPort| match port.target_ip {
             IpAddr::V4(ip) => Some((port.port, SocketAddrV4::new(ip, port.target_port))),
             IpAddr::V6(_) => None,
-        });
-        self.firewall.put_machine(mesh, ports.collect());
+        };
+        let ports = wish.host_ports.as_ref();
+        let ports = ports.map(|ports| ports.iter().filter_map(forwarded).collect());
+        self.firewall.put_machine(mesh, ports);
         self.firewall.sync().await?;
         self.memory().wish = Some(wish.clone());
         if unchanged {

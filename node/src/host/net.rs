@@ -15,6 +15,7 @@
 //!
 //! One call per replica at a time; calls for different replicas may overlap.
 
+mod conntrack;
 mod link;
 mod route;
 
@@ -178,6 +179,10 @@ impl Network {
             .run(
                 DEADLINE,
                 async move |netlink: Netlink| -> Result<Attachment, NetworkError> {
+                    if !namespace::exists(&attachment.netns) {
+                        // Whoever had the address may have gone without a detach.
+                        forget_connections(attachment.ip);
+                    }
                     ensure_attachment(&netlink, &config, mtu, &attachment, &mut Vec::new()).await?;
                     Ok(attachment)
                 },
@@ -199,6 +204,9 @@ impl Network {
                 async move |netlink: Netlink| -> Result<(), NetworkError> {
                     link::delete(&netlink.handle, &interface).await?;
                     namespace::remove(&netns)?;
+                    if let Some(attachment) = read_record(&record)? {
+                        forget_connections(attachment.ip);
+                    }
                     match std::fs::remove_file(&record) {
                         Err(source) if source.kind() != io::ErrorKind::NotFound => {
                             Err(NetworkError::Record { path: record, source })
@@ -347,6 +355,16 @@ impl Network {
         let temporary = path.with_extension("json.new");
         std::fs::write(&temporary, bytes).map_err(failed)?;
         std::fs::rename(&temporary, &path).map_err(failed)
+    }
+}
+
+/// What was tracked for the former holder of an address says nothing about the next.
+fn forget_connections(address: Ipv4Addr) {
+    match conntrack::forget(address) {
+        Ok(0) => {}
+        Ok(connections) => tracing::debug!(%address, connections, "forgot the connections of an address"),
+        // A start is worth more: they end by themselves.
+        Err(error) => tracing::warn!(%address, error = %error, "cannot forget the connections of an address"),
     }
 }
 

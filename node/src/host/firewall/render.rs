@@ -1,7 +1,7 @@
 //! From state to the commands of `nft -j`, and from its listing to what can be compared. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
 use nftables::batch::Batch;
@@ -23,6 +23,13 @@ const METADATA_V6: [&str; 1] = ["fd00:ec2::254"];
 const REPLICAS: &str = "replicas";
 /// Set of the cluster's subnets.
 const MESH: &str = "mesh";
+/// Counts questions to the name server by source.
+const DNS_METER: &str = "dns_sources";
+/// The name server reads no more of one source (`QUESTIONS_PER_SECOND_MAX`). What is above ends here, before it takes room in the
+/// queue that all sources share.
+const DNS_PER_SECOND: u32 = 2000;
+/// What one source may put there at once: a quarter of a second's worth.
+const DNS_BURST: u32 = 500;
 
 /// A base chain: name, type, hook, priority.
 type BaseChain = (&'static str, NfChainType, NfHook, i32);
@@ -153,7 +160,7 @@ impl Fingerprint {
             } else if let Some(rule) = object.get("rule") {
                 let chain = found.chains.entry(text(&rule["chain"])).or_default();
                 chain.1.push(text(&rule["comment"]));
-            } else if let Some(set) = object.get("set") {
+            } else if let Some(set) = object.get("set").filter(|set| set["name"] != DNS_METER) {
                 let elements = set.get("elem").and_then(Value::as_array);
                 let elements = elements.into_iter().flatten().map(member).collect();
                 found.sets.insert(text(&set["name"]), elements);
@@ -161,6 +168,39 @@ impl Fingerprint {
         }
         found
     }
+}
+
+/// Mesh and host ports of a table as an earlier daemon left it in the kernel.
+pub(super) fn standing(listing: &Value) -> (Vec<Ipv4Net>, BTreeMap<u16, SocketAddrV4>) {
+    let mut mesh = Vec::new();
+    let mut ports = BTreeMap::new();
+    for object in listing["nftables"].as_array().into_iter().flatten() {
+        if let Some(set) = object.get("set").filter(|set| set["name"] == MESH) {
+            let elements = set["elem"].as_array().into_iter().flatten().map(member);
+            // A single address stands without its length.
+            let net = |net: String| net.parse::<Ipv4Net>().or_else(|_| format!("{net}/32").parse());
+            mesh.extend(elements.filter_map(|element| net(element).ok()));
+        }
+        let rule = object.get("rule").filter(|rule| rule["chain"] == "host_ports");
+        let body = rule.and_then(|rule| rule["expr"].as_array());
+        for statement in body.into_iter().flatten() {
+            let targets = statement
+                .pointer("/dnat/addr/map/data/set")
+                .and_then(Value::as_array);
+            ports.extend(targets.into_iter().flatten().filter_map(standing_port));
+        }
+    }
+    (mesh, ports)
+}
+
+fn standing_port(element: &Value) -> Option<(u16, SocketAddrV4)> {
+    let number = |value: &Value| u16::try_from(value.as_u64()?).ok();
+    let target = element.get(1)?.get("concat")?;
+    let ip = target.get(0)?.as_str()?.parse().ok()?;
+    Some((
+        number(element.get(0)?)?,
+        SocketAddrV4::new(ip, number(target.get(1)?)?),
+    ))
 }
 
 /// One element of a set, in the same words however nft spells it.
@@ -349,6 +389,21 @@ fn pin_rules(state: &FirewallState) -> Vec<Rule<'static>> {
             ]),
         ),
     ];
+    rules.push(rule(
+        "pin",
+        "dns-flood",
+        json!([
+            from_replica(),
+            is(field("ip", "daddr"), gateway.clone()),
+            is(field("udp", "dport"), 53),
+            {"meter": {
+                "name": DNS_METER,
+                "key": field("ip", "saddr"),
+                "stmt": {"limit": {"rate": DNS_PER_SECOND, "per": "second", "burst": DNS_BURST, "inv": true}}
+            }},
+            {"drop": null}
+        ]),
+    ));
     for protocol in ["udp", "tcp"] {
         rules.push(rule(
             "pin",

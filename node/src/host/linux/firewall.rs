@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::{HostError, infrastructure};
-use crate::host::firewall::{Checked, Firewall, FirewallState};
+use crate::host::firewall::{Checked, Firewall, FirewallState, Standing};
 
 #[derive(Debug)]
 pub(super) struct FirewallDriver {
@@ -18,13 +18,19 @@ pub(super) struct FirewallDriver {
 }
 
 impl FirewallDriver {
-    pub(super) fn new(cidr: Ipv4Net, gateway: Ipv4Addr) -> Self {
+    /// Begins with what an earlier daemon of this machine let through: until it is said anew that stays.
+    pub(super) async fn open(cidr: Ipv4Net, gateway: Ipv4Addr) -> Self {
+        let standing = Firewall::standing().await.unwrap_or_else(|error| {
+            let reason = infrastructure(&error);
+            tracing::warn!(error = %reason, "cannot read the firewall table that is there");
+            Standing::default()
+        });
         let state = FirewallState {
             cidr,
             gateway,
-            mesh: vec![cidr],
+            mesh: std::iter::once(cidr).chain(standing.mesh).collect(),
             replicas: BTreeMap::new(),
-            host_ports: BTreeMap::new(),
+            host_ports: standing.host_ports,
         };
         Self {
             wish: Mutex::new((1, state)),
@@ -57,10 +63,13 @@ impl FirewallDriver {
         });
     }
 
-    pub(super) fn put_machine(&self, mesh: Vec<Ipv4Net>, host_ports: BTreeMap<u16, SocketAddrV4>) {
+    /// Without host ports those that there are stay.
+    pub(super) fn put_machine(&self, mesh: Vec<Ipv4Net>, host_ports: Option<BTreeMap<u16, SocketAddrV4>>) {
         self.change(|state| {
             state.mesh = std::iter::once(state.cidr).chain(mesh).collect();
-            state.host_ports = host_ports;
+            if let Some(host_ports) = host_ports {
+                state.host_ports = host_ports;
+            }
         });
     }
 
