@@ -52,6 +52,29 @@ impl Containerd {
         Some(containerd)
     }
 
+    /// Makes `runc delete` hang from now on while the file exists that is given, as under a disk that takes its time. Before containerd
+    /// starts a shim: it takes over at the next [`Containerd::spawn`].
+    pub(crate) fn hold_deletes(&self) -> PathBuf {
+        let (bin, held) = (
+            self.directory.path().join("bin"),
+            self.directory.path().join("held"),
+        );
+        fs::create_dir_all(&bin).unwrap();
+        let path = std::env::var("PATH").unwrap_or_default();
+        let runc = path.split(':').map(|directory| Path::new(directory).join("runc"));
+        let runc = runc.into_iter().find(|program| program.exists()).unwrap();
+        let script = format!(
+            "#!/bin/sh\ncase \" $* \" in *\" delete \"*) while [ -e {held:?} ]; do sleep 0.1; done;; esac\nexec {runc:?} \"$@\"\n"
+        );
+        fs::write(bin.join("runc"), script).unwrap();
+        fs::set_permissions(
+            bin.join("runc"),
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .unwrap();
+        held
+    }
+
     pub(crate) fn spawn(&mut self) {
         let root = self.directory.path();
         let config = format!(
@@ -71,6 +94,14 @@ impl Containerd {
         let child = Command::new("containerd")
             .arg("--config")
             .arg(root.join("config.toml"))
+            .env(
+                "PATH",
+                format!(
+                    "{}:{}",
+                    root.join("bin").display(),
+                    std::env::var("PATH").unwrap_or_default()
+                ),
+            )
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

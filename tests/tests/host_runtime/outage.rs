@@ -1,8 +1,11 @@
 //! containerd goes, tasks stay.
 
-use berth_node::host::containerd::{RuntimeErrorClass, RuntimeEvent, TaskStatus};
+use std::path::Path;
+use std::time::Duration;
 
-use super::containerd::{Containerd, event, exit_of, is_alive, kill, until};
+use berth_node::host::containerd::{Runtime, RuntimeConfig, RuntimeErrorClass, RuntimeEvent, TaskStatus};
+
+use super::containerd::{Containerd, event, exit_of, is_alive, kill, processes, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fault_14_tasks_outlive_containerd() {
@@ -114,4 +117,96 @@ async fn fault_18_leftover_bundle_refuses_no_start() {
     runtime.delete("left").await.unwrap();
     assert!(!bundle.exists());
     assert!(containerd.shims().is_empty());
+}
+
+/// Everything of one container that the machine still has: bundle, mounts, what runc knows of it, shims.
+fn left_of(containerd: &Containerd, id: &str) -> Vec<String> {
+    let mut left: Vec<String> = containerd
+        .shims()
+        .iter()
+        .map(|pid| format!("shim {pid}"))
+        .collect();
+    let state = containerd.directory.path().join("state");
+    let bundle = state
+        .join("io.containerd.runtime.v2.task")
+        .join(&containerd.name)
+        .join(id);
+    for path in [
+        bundle,
+        Path::new("/run/containerd/runc").join(&containerd.name).join(id),
+    ] {
+        if path.exists() {
+            left.push(path.display().to_string());
+        }
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let root = state.display().to_string();
+    left.extend(
+        mounts
+            .lines()
+            .filter(|line| line.contains(&root))
+            .map(str::to_owned),
+    );
+    left
+}
+
+/// The disk is so slow that no delete of a task comes back in time: neither the shim's own nor containerd's clean-up after it. It is
+/// repeated until nothing is left, and says so until then.
+#[tokio::test(flavor = "multi_thread")]
+async fn fault_19_delete_times_out() {
+    let Some(mut containerd) = Containerd::start() else {
+        return;
+    };
+    let held = containerd.hold_deletes();
+    containerd.kill();
+    containerd.spawn();
+    let config = RuntimeConfig {
+        ping_interval: Duration::from_millis(300),
+        delete_timeout: Duration::from_secs(8),
+        ..RuntimeConfig::new(containerd.socket(), containerd.name.clone())
+    };
+    let runtime = Runtime::connect(config).unwrap();
+    let image = containerd.busybox(&runtime).await;
+    runtime
+        .create(&containerd.plan("slow", &image, "sleep 1000"))
+        .await
+        .unwrap();
+    let pid = runtime.start("slow").await.unwrap();
+
+    std::fs::write(&held, "").unwrap();
+    let mut attempts = 0;
+    let told = loop {
+        attempts += 1;
+        let result = runtime.delete("slow").await;
+        let left = left_of(&containerd, "slow");
+        // Success is only said of what is gone.
+        assert!(result.is_err() || left.is_empty(), "{left:?}");
+        if attempts == 3 || result.is_ok() {
+            break result;
+        }
+    };
+    assert!(!is_alive(pid), "its process at least is gone: {told:?}");
+    std::fs::remove_file(&held).unwrap();
+    // What was given up goes on by itself, and must be over before the id is used again below.
+    let late = containerd.directory.path().join("bin/runc").display().to_string();
+    until("no late delete is under way", || {
+        !processes().any(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == late.as_bytes())
+        })
+    })
+    .await;
+    runtime.delete("slow").await.unwrap();
+    assert_eq!(left_of(&containerd, "slow"), Vec::<String>::new());
+    assert_eq!(runtime.list().await.unwrap(), vec![]);
+    // The id is as good as new.
+    let mut events = runtime.subscribe();
+    runtime
+        .create(&containerd.plan("slow", &image, "exit 3"))
+        .await
+        .unwrap();
+    runtime.start("slow").await.unwrap();
+    assert_eq!(exit_of(&mut events, "slow").await.code, 3);
+    runtime.delete("slow").await.unwrap();
+    assert_eq!(left_of(&containerd, "slow"), Vec::<String>::new());
 }

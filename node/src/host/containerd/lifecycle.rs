@@ -7,7 +7,7 @@
 //! the same id left; delete goes on until nothing is left, the record last, because the record is what a list shows.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use berth_api::time::{Timestamp, monotonic};
@@ -30,8 +30,11 @@ use super::{
     bundle, shim,
 };
 use crate::host::cgroup::Cgroup;
+use crate::host::{Fault, HostError, child};
 
 const SHIM: &str = "io.containerd.runc.v2";
+/// Where that shim lets runc keep its state, a directory for each namespace, unless told otherwise.
+const RUNC_ROOT: &str = "/run/containerd/runc";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 /// How long one shim may take to say its state in a list; a mute one is reported as unanswered.
@@ -459,7 +462,32 @@ impl Runtime {
             pause = (pause * 2).min(Duration::from_secs(1));
         };
         self.reap_shim(id, deadline).await?;
+        self.forget_in_runc(id).await?;
         Ok(exit)
+    }
+
+    /// A task whose delete took too long is gone for containerd, which then gives up its own clean-up as well; runc knows it still and
+    /// refuses the id from then on.
+    async fn forget_in_runc(&self, id: &str) -> Result<(), RuntimeError> {
+        let root = Path::new(RUNC_ROOT).join(&self.inner.config.namespace);
+        if !root.join(id).exists() {
+            return Ok(());
+        }
+        warn!(id, "removing what runc knows of a task that is gone");
+        let deadline = self.inner.config.delete_timeout / 4;
+        let root = root.to_string_lossy();
+        let removed = child::run(
+            "runc",
+            &["--root", &root, "delete", "--force", id],
+            None,
+            deadline,
+        )
+        .await;
+        removed.map(drop).map_err(|error| RuntimeError::Failed {
+            operation: "remove from runc",
+            object: id.to_owned(),
+            message: HostError::chain(Fault::Infrastructure, &error).message,
+        })
     }
 
     async fn delete_task_once(&self, id: &str, oom_kills: u64) -> Result<Exit, RuntimeError> {
