@@ -18,6 +18,7 @@ mod bundle;
 mod call;
 mod events;
 mod exec;
+mod leftover;
 mod lifecycle;
 mod shim;
 
@@ -63,6 +64,9 @@ pub struct RuntimeConfig {
     pub delete_timeout: Duration,
     /// How often the connection is checked.
     pub ping_interval: Duration,
+    /// How long containerd may be away before shims that keep it from starting are looked for, and how often from then on. Above
+    /// what starts of it take that nothing keeps up.
+    pub leftover_after: Duration,
 }
 
 impl RuntimeConfig {
@@ -76,6 +80,7 @@ impl RuntimeConfig {
             task_timeout: Duration::from_secs(30),
             delete_timeout: Duration::from_secs(60),
             ping_interval: Duration::from_secs(2),
+            leftover_after: Duration::from_secs(30),
         }
     }
 }

@@ -1,9 +1,13 @@
 //! containerd goes, tasks stay.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use berth_node::host::cgroup::Cgroup;
 use berth_node::host::containerd::{Runtime, RuntimeConfig, RuntimeErrorClass, RuntimeEvent, TaskStatus};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::containerd::{Containerd, event, exit_of, is_alive, kill, processes, until};
 
@@ -119,6 +123,11 @@ async fn fault_18_leftover_bundle_refuses_no_start() {
     assert!(containerd.shims().is_empty());
 }
 
+fn signal(pid: i32, signal: Signal) {
+    // One that is gone already is no fault.
+    kill_process(Pid::from_raw(pid).unwrap(), signal).ok();
+}
+
 /// Everything of one container that the machine still has: bundle, mounts, what runc knows of it, shims.
 fn left_of(containerd: &Containerd, id: &str) -> Vec<String> {
     let mut left: Vec<String> = containerd
@@ -209,4 +218,66 @@ async fn fault_19_delete_times_out() {
     assert_eq!(exit_of(&mut events, "slow").await.code, 3);
     runtime.delete("slow").await.unwrap();
     assert_eq!(left_of(&containerd, "slow"), Vec::<String>::new());
+}
+
+/// containerd is away, and some of the shims that it will ask when it starts do not answer. The one of a dead task is ended; one with a
+/// living task, and one that answers, are left as they are: the task runs on, and the exit code is kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn fault_18_leftover_shims_while_containerd_is_away() {
+    let Some(mut containerd) = Containerd::start() else {
+        return;
+    };
+    let config = RuntimeConfig {
+        ping_interval: Duration::from_millis(300),
+        leftover_after: Duration::from_millis(500),
+        ..RuntimeConfig::new(containerd.socket(), containerd.name.clone())
+    };
+    let runtime = Runtime::connect(config).unwrap();
+    let image = containerd.busybox(&runtime).await;
+    let mut events = runtime.subscribe();
+    let mut pids = BTreeMap::new();
+    for id in ["dead", "ends", "lives"] {
+        let plan = containerd.plan(id, &image, "trap 'exit 7' TERM; while true; do sleep 0.1; done");
+        runtime.create(&plan).await.unwrap();
+        pids.insert(id, runtime.start(id).await.unwrap());
+    }
+    let shim_of = |id: &str| {
+        let mut shims = containerd.shims().into_iter();
+        shims.find(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == id.as_bytes())
+        })
+    };
+    let shims: BTreeMap<&str, i32> = pids.keys().map(|id| (*id, shim_of(id).unwrap())).collect();
+    for id in ["dead", "lives"] {
+        signal(shims[id], Signal::STOP);
+    }
+    containerd.kill();
+    Cgroup::at(&containerd.cgroup("dead")).kill_all();
+    signal(i32::try_from(pids["ends"]).unwrap(), Signal::TERM);
+    event(&mut events, &RuntimeEvent::Lost).await;
+
+    let is_there = |id: &str| is_alive(u32::try_from(shims[id]).unwrap());
+    until("the mute shim of the dead task is ended", || !is_there("dead")).await;
+    assert!(is_there("ends") && is_there("lives"), "the others are left alone");
+    assert!(is_alive(pids["lives"]), "what runs runs on");
+
+    // It was slow, not broken; containerd 1.6 would kill it, and what it runs, after 5 s of silence at its start.
+    signal(shims["lives"], Signal::CONT);
+    containerd.spawn();
+    event(&mut events, &RuntimeEvent::Reconnected).await;
+    runtime.list().await.unwrap();
+    assert_eq!(
+        runtime.delete("ends").await.unwrap().unwrap().code,
+        7,
+        "its exit code is kept"
+    );
+    assert!(is_alive(pids["lives"]));
+    for id in ["dead", "lives"] {
+        runtime.delete(id).await.unwrap();
+    }
+    assert_eq!(runtime.list().await.unwrap(), vec![]);
+    for id in pids.keys() {
+        assert_eq!(left_of(&containerd, id), Vec::<String>::new());
+    }
 }

@@ -12,9 +12,10 @@ use containerd_client::tonic::Status;
 use containerd_client::types::Envelope;
 use prost::Message as _;
 use prost_types::Any;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::call::within;
+use super::leftover::{self, Leftover};
 use super::{Exit, Runtime, RuntimeError, RuntimeEvent};
 use crate::host::cgroup::Cgroup;
 
@@ -48,6 +49,7 @@ impl Runtime {
 
     /// Returns when containerd answers; until then the runtime is impaired.
     async fn await_containerd(&self) {
+        let mut look_at = monotonic() + self.inner.config.leftover_after;
         loop {
             let request = self.headers().request((), Some(PING_TIMEOUT));
             let answer = within("ask version", "", PING_TIMEOUT, async {
@@ -57,7 +59,33 @@ impl Runtime {
                 Ok(_) => return,
                 Err(error) => self.set_impaired(&error),
             }
+            if monotonic() >= look_at {
+                self.clear_the_way().await;
+                look_at = monotonic() + self.inner.config.leftover_after;
+            }
             tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    /// Whoever supervises containerd starts it again and again; what may keep it from starting is looked for here.
+    async fn clear_the_way(&self) {
+        let config = self.inner.config.clone();
+        let look = move || leftover::end_mute(&config.namespace, &config.socket);
+        for leftover in tokio::task::spawn_blocking(look).await.unwrap_or_default() {
+            match leftover {
+                Leftover::Ended { id } => {
+                    error!(
+                        id,
+                        "containerd is away and the shim of a dead task does not answer: ended it"
+                    );
+                }
+                Leftover::Mute { id } => {
+                    error!(
+                        id,
+                        "containerd is away and the shim of a running task does not answer: left alone"
+                    );
+                }
+            }
         }
     }
 

@@ -20,6 +20,27 @@ pub(super) fn find(namespace: &str, id: &str, socket: &Path) -> Vec<Pid> {
         .collect()
 }
 
+/// Every shim of `namespace` of the containerd at `socket`, with its container's id.
+pub(super) fn all(namespace: &str, socket: &Path) -> Vec<(Pid, String)> {
+    let processes = fs::read_dir("/proc").into_iter().flatten();
+    processes
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
+        .filter_map(|pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let id = option(&line, b"-id")?.to_owned();
+            let id = String::from_utf8(id).ok()?;
+            (serves(&line, namespace, &id, socket)).then_some((Pid::from_raw(pid)?, id))
+        })
+        .collect()
+}
+
+/// What follows an option on a command line.
+fn option<'a>(command_line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let mut arguments = command_line.split(|byte| *byte == 0);
+    arguments.find(|argument| *argument == name)?;
+    arguments.next()
+}
+
 /// Kills the shims of a container. Returns how many there were.
 pub(super) fn kill(namespace: &str, id: &str, socket: &Path) -> usize {
     let shims = find(namespace, id, socket);
@@ -31,20 +52,11 @@ pub(super) fn kill(namespace: &str, id: &str, socket: &Path) -> usize {
 }
 
 fn serves(command_line: &[u8], namespace: &str, id: &str, socket: &Path) -> bool {
-    let arguments: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
-    let Some((program, arguments)) = arguments.split_first() else {
-        return false;
-    };
-    let option = |name: &[u8]| {
-        arguments
-            .windows(2)
-            .find(|pair| pair[0] == name)
-            .map(|pair| pair[1])
-    };
+    let program = command_line.split(|byte| *byte == 0).next().unwrap_or_default();
     program.windows(15).any(|part| part == b"containerd-shim")
-        && option(b"-namespace") == Some(namespace.as_bytes())
-        && option(b"-id") == Some(id.as_bytes())
-        && option(b"-address") == Some(socket.as_os_str().as_bytes())
+        && option(command_line, b"-namespace") == Some(namespace.as_bytes())
+        && option(command_line, b"-id") == Some(id.as_bytes())
+        && option(command_line, b"-address") == Some(socket.as_os_str().as_bytes())
 }
 
 #[cfg(test)]
