@@ -235,6 +235,52 @@ pub struct NetworkWish {
     pub host_ports: Option<Vec<HostPort>>,
 }
 
+/// What a disk is short of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scarce {
+    Bytes,
+    /// Places for files; a file system may have none left while it has room.
+    Inodes,
+}
+
+/// The disk that replicas without storage of their own write to is nearly used up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskPressure {
+    pub path: String,
+    pub scarce: Scarce,
+    pub free: u64,
+    pub total: u64,
+    /// How much of it each replica holds, most first.
+    pub holders: Vec<(ReplicaId, u64)>,
+}
+
+impl fmt::Display for DiskPressure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (free, total) = (self.free, self.total);
+        let unit = match self.scarce {
+            Scarce::Bytes => "bytes",
+            Scarce::Inodes => "inodes",
+        };
+        write!(
+            f,
+            "{free} of {total} {unit} of the disk of {} are free",
+            self.path
+        )?;
+        for (place, (id, amount)) in self.holders.iter().take(HOLDERS_SHOWN).enumerate() {
+            let before = if place == 0 {
+                "; of its replicas hold the most"
+            } else {
+                ","
+            };
+            write!(f, "{before} {id} ({amount})")?;
+        }
+        Ok(())
+    }
+}
+
+/// Holders named in a reason.
+const HOLDERS_SHOWN: usize = 3;
+
 /// What the node cannot do without. Always whole.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Needed {
@@ -323,6 +369,12 @@ pub trait Host: Send + Sync + 'static {
         &self,
         replicas: &[ReplicaId],
     ) -> impl Future<Output = Result<BTreeMap<ReplicaId, UsageSample>, HostError>> + Send;
+
+    /// Whether the disk is nearly used up, and by whom; None when not, or when nobody can say. Has old images removed before it is.
+    fn disk(
+        &self,
+        replicas: &[ReplicaId],
+    ) -> impl Future<Output = Result<Option<DiskPressure>, HostError>> + Send;
 
     /// Removes namespaces, mounts and files of other replicas, the leftovers of a lost database, and of the images that nothing
     /// needs those that are old or in the way.

@@ -4,7 +4,8 @@
 //! must be written, done and told. Invariants it keeps, whatever it is fed:
 //!
 //! - at most one step under way per replica, and a new process only after the old container was deleted;
-//! - a process is stopped only if its stop was confirmed, its assignment changed or its health check gave up on it;
+//! - a process is stopped only if its stop was confirmed, its assignment changed, its health check gave up on it, or it is
+//!   stateless and holds much of a disk that is used up;
 //!   silence, an empty set and a lost database stop nothing;
 //! - nothing is done before the machine was observed once, and nothing new while the runtime does not answer;
 //! - no replica comes up for the first time while what is recorded of it may not be kept;
@@ -23,11 +24,16 @@ use berth_api::units::{Bytes, Cpu};
 
 use crate::clock::{BootTime, Now};
 use crate::health::{ProbePhase, ProbeReport, ProbeTarget};
-use crate::host::{Exit, HostPort, Needed, Observed, ObservedContainer, PullProgress, UsageSample};
+use crate::host::{
+    DiskPressure, Exit, HostPort, Needed, Observed, ObservedContainer, PullProgress, UsageSample,
+};
 use crate::replica::{
     Container, Failure, Goal, Happenings, Memory, Next, Outcome, Part, Replica, Step, StopWhy, Task, Waiting,
     revision,
 };
+
+/// Who holds less than this part of a disk is not evicted: one in twenty, what is to be free.
+const EVICTED_PART: u64 = 20;
 
 /// Whose node this is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -270,6 +276,31 @@ impl NodeCore {
     /// Whether what is recorded is kept, or why it may not be. What runs goes on, from memory; what never ran waits.
     pub fn storage(&mut self, trouble: Option<String>) {
         self.storage = trouble;
+    }
+
+    /// The disk is nearly used up: of those that hold much of it the first that keeps no state is started anew, one at a time. One
+    /// that holds little would give little.
+    pub fn short_of_disk(&mut self, pressure: &DiskPressure, now: Now) {
+        let is_leaving = |replica: &Replica| {
+            let stopping = replica.memory.stopping.as_ref();
+            stopping.is_some_and(|stopping| matches!(stopping.why, StopWhy::Evicted(_)))
+        };
+        if self.replicas.values().any(is_leaving) {
+            return;
+        }
+        for (id, held) in &pressure.holders {
+            if *held < pressure.total / EVICTED_PART {
+                return;
+            }
+            let reason = format!("it held {held} of them when only {pressure}");
+            if self
+                .replicas
+                .get_mut(id)
+                .is_some_and(|replica| replica.evict(reason, now))
+            {
+                return;
+            }
+        }
     }
 
     /// A process ended.
@@ -566,7 +597,7 @@ fn unlisted_goal(replica: &Replica) -> Goal {
         .as_ref()
         .and_then(|stopping| match stopping.why {
             StopWhy::Confirmed(reason) => Some(reason),
-            StopWhy::Replaced | StopWhy::Unhealthy(_) => None,
+            StopWhy::Replaced | StopWhy::Unhealthy(_) | StopWhy::Evicted(_) => None,
         });
     match replica.memory.stop_confirmed.or(begun) {
         Some(reason) => Goal::Stop { reason },

@@ -27,7 +27,9 @@ use crate::clock::{BootTime, Now};
 use crate::events::EventQueue;
 use crate::execute::{Gate, Progress, perform};
 use crate::health::{ProbeReport, Prober};
-use crate::host::{Change, Host, HostError, NetworkWish, Observed, Peer, PullProgress, UsageSample};
+use crate::host::{
+    Change, DiskPressure, Host, HostError, NetworkWish, Observed, Peer, PullProgress, UsageSample,
+};
 use crate::ledger::Ledger;
 use crate::plan::{Changed, NodeCore, ObservationToken, Output, Runtime};
 use crate::replica::{Failure, Outcome, Part, Step};
@@ -41,6 +43,8 @@ const OBSERVE_AGAIN: Duration = Duration::from_secs(2);
 /// Full compare of the network, leftovers, logs.
 const COMPARE_EVERY: Duration = Duration::from_secs(60);
 const USAGE_EVERY: Duration = Duration::from_secs(5);
+/// How much of the disk is left. A replica may use it up in seconds; more often would cost more than it saves.
+const DISK_EVERY: Duration = Duration::from_secs(10);
 /// Changes of words and numbers are published at most this often; a change of phase at once.
 const DETAILS_EVERY: Duration = Duration::from_millis(200);
 /// Deadline of an observation, a compare, a sample.
@@ -98,6 +102,7 @@ enum Done {
     Observed(ObservationToken, Result<Observed, HostError>),
     Network(Result<(), HostError>),
     Usage(Result<BTreeMap<ReplicaId, UsageSample>, HostError>),
+    Disk(Result<Option<DiskPressure>, HostError>),
     Swept(Result<(), HostError>),
     Stored(Box<AssignmentSet>, Position, Result<(), Arc<str>>),
     /// A newer set came before this one was stored.
@@ -117,6 +122,7 @@ enum Background {
     Observation,
     Network,
     Usage,
+    Disk,
     Sweep,
 }
 
@@ -136,6 +142,7 @@ struct Reconciler<H> {
     network_sent: Option<NetworkWish>,
     compare_at: BootTime,
     usage_at: BootTime,
+    disk_at: BootTime,
     wake_at: Option<BootTime>,
     publish_at: Option<BootTime>,
 }
@@ -185,6 +192,7 @@ pub async fn run<H: Host>(parts: Parts<H>, cancel: CancellationToken) {
         network_sent: None,
         compare_at: now.boot.plus(COMPARE_EVERY),
         usage_at: now.boot.plus(USAGE_EVERY),
+        disk_at: now.boot,
         wake_at: None,
         publish_at: None,
     };
@@ -363,6 +371,9 @@ impl<H: Host> Reconciler<H> {
                     Job::Background(Background::Usage) => {
                         self.background_ended(Done::Usage(Err(failed())), now)
                     }
+                    Job::Background(Background::Disk) => {
+                        self.background_ended(Done::Disk(Err(failed())), now)
+                    }
                     Job::Background(Background::Sweep) => {
                         self.background_ended(Done::Swept(Err(failed())), now)
                     }
@@ -403,6 +414,16 @@ impl<H: Host> Reconciler<H> {
                 if let Ok(samples) = result {
                     self.parts.core.sampled(&samples, now);
                 }
+            }
+            Done::Disk(result) => {
+                self.background.remove(&Background::Disk);
+                let pressure = result.map_err(|error| error.message);
+                if let Ok(Some(pressure)) = &pressure {
+                    self.parts.core.short_of_disk(pressure, now);
+                }
+                let verdict =
+                    pressure.and_then(|pressure| pressure.map_or(Ok(()), |found| Err(found.to_string())));
+                self.parts.verdicts.set(status::Part::Disk, verdict);
             }
             Done::Swept(result) => {
                 self.background.remove(&Background::Sweep);
@@ -534,6 +555,13 @@ impl<H: Host> Reconciler<H> {
             self.compare_at = now.boot.plus(COMPARE_EVERY);
             self.start_sweep();
         }
+        if now.boot >= self.disk_at && self.background.insert(Background::Disk) {
+            self.disk_at = now.boot.plus(DISK_EVERY);
+            let (host, running) = (Arc::clone(&self.parts.host), self.parts.core.running());
+            self.spawn(Job::Background(Background::Disk), async move {
+                Done::Disk(deadline("measuring the disk", host.disk(&running)).await)
+            });
+        }
         if now.boot >= self.usage_at && self.background.insert(Background::Usage) {
             self.usage_at = now.boot.plus(USAGE_EVERY);
             let (host, running) = (Arc::clone(&self.parts.host), self.parts.core.running());
@@ -595,9 +623,11 @@ impl<H: Host> Reconciler<H> {
         // What is under way is not waited for by time: its end wakes the loop.
         let observe = (!self.background.contains(&Background::Observation)).then_some(self.observe_at);
         let usage = (!self.background.contains(&Background::Usage)).then_some(self.usage_at);
+        let disk = (!self.background.contains(&Background::Disk)).then_some(self.disk_at);
         let due = [
             observe,
             usage,
+            disk,
             Some(self.compare_at),
             self.wake_at,
             self.publish_at,

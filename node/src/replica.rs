@@ -77,6 +77,8 @@ pub enum StopWhy {
     Replaced,
     /// The health check failed for too long.
     Unhealthy(String),
+    /// It held so much of a disk that nothing was left.
+    Evicted(String),
 }
 
 /// A stop that has begun. Recorded before SIGTERM, so that a restart of the daemon does not extend the grace.

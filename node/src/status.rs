@@ -32,7 +32,10 @@ pub enum Part {
     Network,
     Dns,
     Keeper,
+    /// What the daemon itself keeps.
     Storage,
+    /// Room for images and for what replicas write.
+    Disk,
     Link,
     /// The daemon's own loops; see [`crate::watchdog`].
     Loops,
@@ -40,12 +43,13 @@ pub enum Part {
 
 impl Part {
     /// Every part.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Runtime,
         Self::Network,
         Self::Dns,
         Self::Keeper,
         Self::Storage,
+        Self::Disk,
         Self::Link,
         Self::Loops,
     ];
@@ -57,6 +61,7 @@ impl Part {
             Self::Dns => "dns",
             Self::Keeper => "keeper",
             Self::Storage => "storage",
+            Self::Disk => "disk",
             Self::Link => "link",
             Self::Loops => "loops",
         }

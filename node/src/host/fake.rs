@@ -549,6 +549,10 @@ impl Host for FakeHost {
         Ok(replicas.iter().map(|id| (id.clone(), sample)).collect())
     }
 
+    async fn disk(&self, _: &[ReplicaId]) -> Result<Option<crate::host::DiskPressure>, HostError> {
+        Ok(None)
+    }
+
     async fn sweep(&self, needed: &Needed) -> Result<(), HostError> {
         let keep = &needed.replicas;
         let mut machine = self.machine();

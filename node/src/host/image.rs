@@ -86,6 +86,17 @@ impl Default for ImagesConfig {
     }
 }
 
+/// The file system where images are unpacked and replicas write what they have no storage for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Room {
+    pub path: String,
+    pub free_bytes: u64,
+    pub total_bytes: u64,
+    pub free_inodes: u64,
+    /// 0 where the file system does not count them.
+    pub total_inodes: u64,
+}
+
 /// An image that is in containerd, unpacked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PulledImage {
@@ -341,6 +352,16 @@ impl Images {
                 }
             });
         }
+    }
+
+    /// How much room there is where images are unpacked; None where containerd does not say.
+    pub async fn room(&self) -> Option<Room> {
+        self.inner.puller.collector.room().await
+    }
+
+    /// The next sweep removes what may go.
+    pub fn collect_soon(&self) {
+        self.inner.puller.collector.pulled();
     }
 
     /// Ends all pulls and waits for them.

@@ -4,6 +4,7 @@
 //! socket runs on the blocking pool or in a child. What is remembered here is only what can be found again: attachments
 //! by the network's records, volumes by records in `state_dir`, images by containerd.
 
+mod disk;
 mod firewall;
 mod logs;
 mod reach;
@@ -534,6 +535,10 @@ impl Host for LinuxHost {
             ))
         };
         Ok(replicas.iter().filter_map(sample).collect())
+    }
+
+    async fn disk(&self, replicas: &[ReplicaId]) -> Result<Option<super::DiskPressure>, HostError> {
+        Ok(self.pressure(replicas).await)
     }
 
     async fn sweep(&self, needed: &Needed) -> Result<(), HostError> {

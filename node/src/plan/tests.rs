@@ -19,6 +19,7 @@ use crate::host::{Change, HostError, Signal};
 use crate::replica::{GOOD_RUN, Happening};
 
 mod absurd;
+mod disk;
 mod histories;
 mod resize;
 

@@ -198,6 +198,7 @@ impl Replica {
         match self.memory.stopping.as_ref().map(|stopping| &stopping.why) {
             Some(StopWhy::Replaced) => ", to be updated",
             Some(StopWhy::Unhealthy(_)) => ", to be restarted as unhealthy",
+            Some(StopWhy::Evicted(_)) => ", to be restarted without what it filled the disk with",
             Some(StopWhy::Confirmed(_)) | None => "",
         }
     }

@@ -78,6 +78,28 @@ impl Replica {
         }
     }
 
+    /// Begins to stop a process so that it starts anew with nothing written. False when it does not run, is being stopped anyhow, or
+    /// keeps state: that is never in the way of others first.
+    pub fn evict(&mut self, reason: String, now: Now) -> bool {
+        let keeps_state =
+            |assignment: &Assignment| assignment.volume.is_some() || assignment.ordinal.is_some();
+        if self.assignment().is_none_or(|assignment| keeps_state(assignment))
+            || self.running_pid().is_none()
+            || self.memory.stopping.is_some()
+        {
+            return false;
+        }
+        self.memory.stopping = Some(Stopping {
+            why: StopWhy::Evicted(reason),
+            since: now.wall,
+            drained_at: now.boot.plus(DRAIN),
+            deadline: None,
+            term_sent: false,
+            killed_at: None,
+        });
+        true
+    }
+
     /// Records what must be known before a step is done, so that a crash in the middle of it can be resumed.
     pub fn begin(&mut self, step: Step, now: Now, news: &mut Happenings) {
         assert!(self.in_flight.is_none(), "{}: one step at a time", self.id);
@@ -408,6 +430,7 @@ impl Replica {
                 return;
             }
             (Some(StopWhy::Unhealthy(error)), _) => Cause::Health { error },
+            (Some(StopWhy::Evicted(error)), _) => Cause::Infrastructure { error },
             (None, Goal::Run { .. } | Goal::Leave) => exit.cause(),
         };
         self.crashed(cause, now, news);

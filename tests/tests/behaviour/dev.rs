@@ -88,15 +88,20 @@ pub(super) fn stateful(dev: &Dev, name: &str, replicas: u32) -> Value {
 impl Dev {
     /// Starts an instance; none, and a line that says so, where that is not possible.
     pub(super) fn up(machines: u32) -> Option<Self> {
-        Self::start(machines, &[])
+        Self::start(machines, &[], |_| ())
+    }
+
+    /// The same, after something was done to its directory, of which `state` will be the state's.
+    pub(super) fn up_after(machines: u32, prepare: impl FnOnce(&Path)) -> Option<Self> {
+        Self::start(machines, &[], prepare)
     }
 
     /// The same, with machines that count as silent after three seconds, which a crowded host may take from one that is well.
     pub(super) fn up_and_soon_silent(machines: u32) -> Option<Self> {
-        Self::start(machines, &["--fast-failover"])
+        Self::start(machines, &["--fast-failover"], |_| ())
     }
 
-    fn start(machines: u32, options: &[&str]) -> Option<Self> {
+    fn start(machines: u32, options: &[&str], prepare: impl FnOnce(&Path)) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("SKIPPED: needs root for namespaces, mounts and containers");
             return None;
@@ -115,6 +120,7 @@ impl Dev {
             .tempdir_in("/var/tmp")
             .unwrap();
         pack_workload(&directory.path().join("image"));
+        prepare(directory.path());
         let mut dev = Self {
             directory,
             programs,

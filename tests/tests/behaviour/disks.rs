@@ -1,13 +1,15 @@
-//! Rows of the fault reference about the disk of a machine's state: full, and one that neither fails nor answers.
+//! Rows of the fault reference about disks: that of a machine's state full, or neither failing nor answering, and that of its images
+//! without a place for another file.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use berth_api::rest::operator::ReplicaView;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::dev::{Dev, Program, container, signal, text, until};
+use super::dev::{Dev, Program, container, signal, stateful, text, until};
 use super::inspect::berthd;
 use super::outages::status_is_reality;
 
@@ -63,26 +65,26 @@ fn fill(ballast: &Path) {
     }
 }
 
-/// What the daemon says of its state's disk; none when all is well.
-fn storage_fault(dev: &Dev) -> Option<String> {
+/// What the daemon says of a part of it; none when all is well.
+fn fault_of(dev: &Dev, part: &str) -> Option<String> {
     let document: Value = serde_json::from_slice(&berthd(dev, &["status", "--json"]).stdout).ok()?;
     let parts = document["machine"]["subsystems"].as_array()?;
-    let storage = parts.iter().find(|part| part["name"] == "storage")?;
-    (storage["ok"] == false).then(|| storage["reason"].as_str().unwrap_or_default().to_owned())
+    let found = parts.iter().find(|found| found["name"] == part)?;
+    (found["ok"] == false).then(|| found["reason"].as_str().unwrap_or_default().to_owned())
 }
 
 fn until_fault(dev: &Dev, part: &str) {
     until(&format!("the daemon says {part:?} of its storage"), || {
-        storage_fault(dev).filter(|fault| fault.contains(part))
+        fault_of(dev, "storage").filter(|fault| fault.contains(part))
     });
 }
 
-fn until_no_fault(dev: &Dev) {
-    until("its storage works", || {
+fn until_no_fault(dev: &Dev, part: &str) {
+    until(&format!("its {part} works"), || {
         let page = text(&berthd(dev, &["status"]).stdout);
         let mut lines = page.lines();
         lines
-            .any(|line| line.starts_with("storage") && line.contains("works"))
+            .any(|line| line.starts_with(part) && line.contains("works"))
             .then_some(())
     });
 }
@@ -95,7 +97,7 @@ fn fault_09_state_file_system_full() {
     let state = move_state(&dev, &Disk::Tmpfs);
     dev.apply(&[container(&dev, "web", 2)]);
     let webs = dev.until_ready("web", 2);
-    until_no_fault(&dev);
+    until_no_fault(&dev, "storage");
     let reserve = state.join("ledger.sqlite.reserve");
     assert!(reserve.exists(), "room is kept");
 
@@ -136,7 +138,7 @@ fn fault_09_state_file_system_full() {
         std::fs::remove_file(file).unwrap();
     }
     dev.until_ready("other", 1);
-    until_no_fault(&dev);
+    until_no_fault(&dev, "storage");
     until("room is kept again", || reserve.exists().then_some(()));
     dev.apply(&[container(&dev, "web", 2)]);
     assert_eq!(dev.pids().get(id).copied(), again.pid, "it ran on all the time");
@@ -169,7 +171,7 @@ fn fault_09_state_file_system_hangs() {
     let state = move_state(&dev, &Disk::Ext4);
     dev.apply(&[container(&dev, "web", 2)]);
     let webs = dev.until_ready("web", 2);
-    until_no_fault(&dev);
+    until_no_fault(&dev, "storage");
 
     let frozen = Frozen::new(&state);
     dev.crash(&webs[0]);
@@ -192,9 +194,83 @@ fn fault_09_state_file_system_hangs() {
 
     drop(frozen);
     dev.until_ready("web", 3);
-    until_no_fault(&dev);
+    until_no_fault(&dev, "storage");
     for (id, pid) in &pids {
         assert_eq!(dev.pids().get(id), Some(pid), "{id} runs on");
+    }
+    dev.until_tidy();
+    status_is_reality(&dev);
+}
+
+/// Fills the root of a replica with empty files, so many at most; how many it took.
+fn scatter(replica: &ReplicaView, count: usize) -> usize {
+    let root = format!("/proc/{}/root", replica.pid.unwrap());
+    let made = (0..count).take_while(|number| std::fs::File::create(format!("{root}/file-{number}")).is_ok());
+    made.count()
+}
+
+/// A replica without storage of its own uses up the inodes of the disk that all share: the machine says so and who holds them, starts
+/// that one anew without what it wrote, and leaves alone a stateful one that holds more, and everybody else.
+#[test]
+fn fault_52_inodes_used_up() {
+    const INODES: usize = 4000;
+    let small = |directory: &Path| {
+        let file = directory.join("disk").display().to_string();
+        let at = directory.join("state/containerd");
+        std::fs::create_dir_all(&at).unwrap();
+        run("truncate", &["-s", "512M", &file]);
+        run("mkfs.ext4", &["-q", "-N", &INODES.to_string(), &file]);
+        run("mount", &["-o", "loop", &file, &at.display().to_string()]);
+    };
+    let Some(dev) = Dev::up_after(1, small) else {
+        return;
+    };
+    dev.apply(&[
+        container(&dev, "web", 1),
+        container(&dev, "hog", 1),
+        stateful(&dev, "writer", 1),
+    ]);
+    until_no_fault(&dev, "disk");
+    let (web, hog, writer) = (
+        dev.until_ready("web", 1).remove(0),
+        dev.until_ready("hog", 1).remove(0),
+        dev.until_ready("writer", 1).remove(0),
+    );
+    assert_eq!(scatter(&writer, INODES / 2), INODES / 2);
+    let made = scatter(&hog, INODES);
+    assert!(
+        (INODES / 20..INODES / 2).contains(&made),
+        "{made} until there was none"
+    );
+
+    let id = hog.replica_id.as_str();
+    let again = dev.until_replica(id, "runs again, with nothing written", |replica| {
+        replica.ready && replica.run == 2
+    });
+    assert!(!Path::new(&format!("/proc/{}/root/file-0", again.pid.unwrap())).exists());
+    until_no_fault(&dev, "disk");
+    let log = std::fs::read_to_string(dev.state().join("logs/m1-berthd.log")).unwrap();
+    let told = log
+        .lines()
+        .find(|line| line.contains("impaired") && line.contains("inodes of the disk"))
+        .unwrap();
+    assert!(
+        told.contains(id) && told.contains(writer.replica_id.as_str()),
+        "{told}"
+    );
+    until("an event tells why it was ended", || {
+        let events = dev.json(&["events", "-o", "json", "--limit", "1000"]);
+        let events = events["events"].as_array()?;
+        events
+            .iter()
+            .any(|event| {
+                event["involvedObject"]["id"] == id && event.to_string().contains("inodes of the disk")
+            })
+            .then_some(())
+    });
+    for other in [web, writer] {
+        let now = dev.replica(other.replica_id.as_str());
+        assert_eq!((now.pid, now.run), (other.pid, 1), "{} runs on", other.replica_id);
     }
     dev.until_tidy();
     status_is_reality(&dev);

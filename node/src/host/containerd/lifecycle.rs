@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use berth_api::time::{Timestamp, monotonic};
-use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest};
+use containerd_client::services::v1::snapshots::{
+    PrepareSnapshotRequest, RemoveSnapshotRequest, UsageRequest,
+};
 use containerd_client::services::v1::{
     Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest,
     GetRequest, KillRequest, ListContainersRequest, ListTasksRequest, StartRequest, UpdateTaskRequest,
@@ -398,6 +400,25 @@ impl Runtime {
         self.cgroup_path(id)
             .map_or(0, |path| Cgroup::at(&path).oom_kills())
             .saturating_sub(self.oom_kills_before(id))
+    }
+
+    /// Bytes and inodes that a container has written to its own root. containerd walks through all of it.
+    ///
+    /// # Errors
+    /// When there is no such container, or containerd does not answer in time.
+    pub async fn written(&self, id: &str) -> Result<(u64, u64), RuntimeError> {
+        let config = &self.inner.config;
+        let usage = UsageRequest {
+            snapshotter: config.snapshotter.clone(),
+            key: id.to_owned(),
+        };
+        let usage = self.headers().request(usage, Some(config.call_timeout));
+        let answer = within("usage of snapshot", id, config.call_timeout, async {
+            self.client().snapshots().usage(usage).await
+        });
+        let usage = answer.await?.into_inner();
+        let count = |number: i64| u64::try_from(number).unwrap_or(0);
+        Ok((count(usage.size), count(usage.inodes)))
     }
 
     /// Removes task, snapshot and record, killing what still runs. Returns how the task ended, if there was one. What is

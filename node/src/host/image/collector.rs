@@ -10,17 +10,17 @@ use std::time::{Duration, Instant};
 use berth_api::time::{Timestamp, monotonic};
 use tracing::info;
 
-use super::KnownImages;
 use super::collect::{CollectConfig, Stored, choose};
 use super::manifest::{self, Document};
 use super::retry::Trouble;
 use super::store::{ImageRecord, Store};
+use super::{KnownImages, Room};
 
 /// Images are looked at this often even when none was pulled.
 const COLLECT_EVERY: Duration = Duration::from_secs(600);
 /// That an image is in use is written down this often.
 const MARK_EVERY: Duration = Duration::from_secs(600);
-/// Below this part of the disk, images that nobody needs go: one in ten.
+/// Below this part of the disk, of its bytes or of its inodes, images that nobody needs go: one in ten.
 const FREE_PART_MIN: u64 = 10;
 
 /// See the module documentation.
@@ -111,12 +111,24 @@ impl Collector {
         self.state().due = None;
     }
 
-    /// Bytes free, and in all, where images are unpacked; none where containerd does not say.
-    pub(super) async fn space(&self) -> Option<(u64, u64)> {
-        let root = self.store.snapshot_root().await?;
-        let stat = rustix::fs::statvfs(root.as_str()).ok()?;
+    /// How much room there is where images are unpacked; none where containerd does not say.
+    pub(super) async fn room(&self) -> Option<Room> {
+        let path = self.store.snapshot_root().await?;
+        let stat = rustix::fs::statvfs(path.as_str()).ok()?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        Some((bytes(stat.f_bavail), bytes(stat.f_blocks)))
+        Some(Room {
+            path,
+            free_bytes: bytes(stat.f_bavail),
+            total_bytes: bytes(stat.f_blocks),
+            free_inodes: stat.f_favail,
+            total_inodes: stat.f_files,
+        })
+    }
+
+    /// Bytes free, and in all; none where containerd does not say.
+    pub(super) async fn space(&self) -> Option<(u64, u64)> {
+        let room = self.room().await?;
+        Some((room.free_bytes, room.total_bytes))
     }
 
     /// Files that can still be made there; none where nobody says, as on file systems without a table of them.
@@ -146,8 +158,15 @@ impl Collector {
                 name: record.name,
             });
         }
-        let space = self.space().await;
-        let pressure = space.map_or(0, |(free, total)| (total / FREE_PART_MIN).saturating_sub(free));
+        let room = self.room().await;
+        let space = room.as_ref().map(|room| (room.free_bytes, room.total_bytes));
+        let pressure = room.map_or(0, |room| {
+            if room.free_inodes < room.total_inodes / FREE_PART_MIN {
+                // What an image has of them is not known: all go that may.
+                return u64::MAX;
+            }
+            (room.total_bytes / FREE_PART_MIN).saturating_sub(room.free_bytes)
+        });
         let choice = |wanted: u64| choose(&images, &needed, &self.config, wanted, now);
         let (mut chosen, freed) = choice(wanted.max(pressure));
         if freed < wanted {
