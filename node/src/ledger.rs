@@ -283,9 +283,7 @@ impl Ledger {
     pub async fn stored(&self, sequence: u64) -> Result<(), Arc<str>> {
         let mut committed = self.committed.clone();
         let stored = committed.wait_for(|state| state.sequence >= sequence && state.error.is_none());
-        stored
-            .await
-            .map_or(Err("the ledger has ended".into()), |_| Ok(()))
+        stored.await.map(drop).map_err(|_| "the ledger has ended".into())
     }
 
     /// Why what is handed over now may not be kept; the node runs on from memory and begins nothing new.
