@@ -130,12 +130,6 @@ impl Store {
         self.write(ENROLMENT, &text)
     }
 
-    /// Forgets the certificate: the next session enrols with the token again.
-    pub fn discard_certificate(&self) {
-        // A file that cannot be removed is overwritten by the enrolment that follows.
-        drop(std::fs::remove_file(self.dir.join(CERTIFICATE)));
-    }
-
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), CredentialsError> {
         let path = self.dir.join(name);
         let part = self.dir.join(format!("{name}.part"));
@@ -202,7 +196,7 @@ mod tests {
             })
             .unwrap();
         assert_eq!(store.load().unwrap().enrolment, enrolment);
-        store.discard_certificate();
+        std::fs::remove_file(dir.path().join(CERTIFICATE)).unwrap();
         assert!(store.load().is_none());
     }
 }

@@ -5,6 +5,7 @@
 //! ever. Both sides then send whole states, so nothing is lost with a session. Nothing here stops a replica.
 
 mod enrol;
+mod renewal;
 mod route;
 mod session;
 
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::link;
-use berth_api::time::{Timestamp, monotonic};
+use berth_api::time::monotonic;
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -71,6 +72,13 @@ pub enum LinkError {
     },
     #[error("no connection to the scheduler at {url}: {message}")]
     Broken { url: String, message: String },
+    #[error(
+        "the scheduler at {url} shows a certificate that is not valid now by the clock of this machine; is the clock wrong? \
+         {message}"
+    )]
+    Clock { url: String, message: String },
+    #[error("the scheduler at {url} does not accept the certificate of this machine: {message}")]
+    CertificateRefused { url: String, message: String },
     #[error("the scheduler refused: {message}")]
     Refused { code: Code, message: String },
     #[error("the scheduler did not answer within {0:?}")]
@@ -89,9 +97,11 @@ impl LinkError {
     /// What a call ended with: the word of the scheduler at `url`, or of the connection to it.
     fn of_status(status: &Status, url: &str) -> Self {
         if let Some(transport) = std::error::Error::source(status) {
-            return Self::Broken {
-                url: url.to_owned(),
-                message: words(transport),
+            let (url, message) = (url.to_owned(), words(transport));
+            return match tls_fault(transport) {
+                Some(TlsFault::Clock) => Self::Clock { url, message },
+                Some(TlsFault::Certificate) => Self::CertificateRefused { url, message },
+                None => Self::Broken { url, message },
             };
         }
         Self::Refused {
@@ -104,12 +114,51 @@ impl LinkError {
     fn is_about_identity(&self) -> bool {
         matches!(
             self,
-            Self::Refused {
-                code: Code::Unauthenticated | Code::PermissionDenied | Code::NotFound,
-                ..
-            }
+            Self::CertificateRefused { .. }
+                | Self::Refused {
+                    code: Code::Unauthenticated | Code::PermissionDenied | Code::NotFound,
+                    ..
+                }
         )
     }
+}
+
+/// What TLS had against a connection, where that is more than a broken one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TlsFault {
+    /// The scheduler's certificate, or its authority's, is of another time: tried again until the clock is right.
+    Clock,
+    /// The scheduler does not take this machine's: it has run out, or is of another authority.
+    Certificate,
+}
+
+fn tls_fault(error: &(dyn std::error::Error + 'static)) -> Option<TlsFault> {
+    use rustls::{AlertDescription as Alert, CertificateError as Of, Error as Tls};
+    let mut next = Some(error);
+    while let Some(error) = next {
+        // An error of input or output keeps what is in it apart from its source.
+        let inner = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref);
+        let tls = error
+            .downcast_ref::<Tls>()
+            .or_else(|| inner.and_then(|inner| inner.downcast_ref::<Tls>()));
+        match tls {
+            Some(Tls::InvalidCertificate(
+                Of::NotValidYet | Of::NotValidYetContext { .. } | Of::Expired | Of::ExpiredContext { .. },
+            )) => return Some(TlsFault::Clock),
+            Some(Tls::AlertReceived(
+                Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::BadCertificate
+                | Alert::UnknownCA
+                | Alert::DecryptError
+                | Alert::CertificateRevoked,
+            )) => return Some(TlsFault::Certificate),
+            Some(_) | None => next = error.source(),
+        }
+    }
+    None
 }
 
 /// The whole chain of an error, for the status.
@@ -143,7 +192,7 @@ pub async fn run(mut link: Link, mut credentials: Credentials, cancel: Cancellat
     loop {
         let began = monotonic();
         let ended = cancel
-            .run_until_cancelled(link.renew_and_serve(&mut credentials, &cancel))
+            .run_until_cancelled(link.serve(&mut credentials, &cancel))
             .await;
         let Some(result) = ended else { return };
         let error = match result {
@@ -169,8 +218,12 @@ pub async fn run(mut link: Link, mut credentials: Credentials, cancel: Cancellat
         if began.elapsed() >= GOOD_SESSION {
             pause = REDIAL_FIRST;
         }
-        if error.is_about_identity() && link.enrol_again(&mut credentials).await {
-            continue;
+        if error.is_about_identity() {
+            // A session that ends can be cancelled anywhere: the daemon ends, and the next start dials again.
+            let again = cancel.run_until_cancelled(link.enrol_again(&mut credentials));
+            if again.await.is_none() {
+                return;
+            }
         }
         if cancel
             .run_until_cancelled(tokio::time::sleep(jittered(pause)))
@@ -220,30 +273,9 @@ fn channel(config: &Config, url: &str, identity: Option<(&str, &str)>) -> Result
 }
 
 impl Link {
-    async fn renew_and_serve(
-        &mut self,
-        credentials: &mut Credentials,
-        cancel: &CancellationToken,
-    ) -> Result<(), LinkError> {
-        if Timestamp::now() >= credentials.enrolment.renew_at {
-            match enrol::renew(&self.config, &self.store, &self.boot_id, credentials).await {
-                Ok(renewed) => *credentials = renewed,
-                Err(error) => {
-                    tracing::warn!(
-                        error = words(&error),
-                        "cannot renew the certificate; trying the token"
-                    );
-                    let renewed = enrol::enrol(&self.config, &self.store, &self.boot_id).await?;
-                    *credentials = renewed;
-                }
-            }
-        }
-        self.serve(credentials, cancel).await
-    }
-
-    /// Enrols with the token. Says whether it is worth to dial at once.
-    async fn enrol_again(&mut self, credentials: &mut Credentials) -> bool {
-        self.store.discard_certificate();
+    /// Enrols with the token. What was there stays until there is something better: the certificate may be good and the clock
+    /// that judged it wrong.
+    async fn enrol_again(&mut self, credentials: &mut Credentials) {
         match enrol::enrol(&self.config, &self.store, &self.boot_id).await {
             Ok(new) => {
                 if new.enrolment.assigned_network != credentials.enrolment.assigned_network {
@@ -254,12 +286,8 @@ impl Link {
                     );
                 }
                 *credentials = new;
-                false
             }
-            Err(error) => {
-                tracing::warn!(error = words(&error), "cannot enrol again");
-                false
-            }
+            Err(error) => tracing::warn!(error = words(&error), "cannot enrol again"),
         }
     }
 

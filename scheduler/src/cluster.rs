@@ -43,6 +43,7 @@ pub(crate) use actor::{Actor, ActorConfig, Loaded};
 pub use draft::Draft;
 pub use once::{Answer, Once, Outcome};
 pub use requests::{Heartbeat, NodeStatus, Put};
+pub(crate) use writes::require_no_key;
 
 use actor::Request;
 

@@ -106,6 +106,11 @@ pub enum TokenKind {
     Machine,
 }
 
+/// SHA-256, in lower-case hexadecimal, of the public key that a machine makes its certificate requests with. No secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LinkKey(pub String);
+
 /// SHA-256 of a token in lower-case hexadecimal; behind a dot, where there is one, the salt that the token was derived
 /// with (see [`crate::tokens`]). The token itself is shown to its owner and never stored.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -346,6 +351,9 @@ pub enum Entry {
         spec: MachineSpec,
         /// Which of the cluster's machine subnets it owns.
         subnet_index: u32,
+        /// The key that it has enrolled with; none when it speaks the plain wire API, and in what was written before this was.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        link_key: Option<LinkKey>,
         at: Timestamp,
     },
     MachineRemoved {

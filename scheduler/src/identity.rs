@@ -16,23 +16,27 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use berth_api::assignment::Digest;
 use berth_api::id::{ClusterId, MachineId};
 use berth_api::time::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PublicKeyData as _,
 };
 use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::entry::LinkKey;
 use crate::platform::{
     InvalidPlatformToken, PLATFORM_TOKEN_LIFETIME, PlatformCaller, PlatformKeys, TrustedIssuer,
 };
 
 /// A machine's certificate lasts this long; it is renewed at two thirds.
 pub const MACHINE_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(24 * 3600);
-/// Certificates are valid from this long before they are made: clocks differ.
-const CLOCK_ERROR_MAX: Duration = Duration::from_secs(3600);
+/// Certificates are valid from this long before they are made: clocks differ, by an hour and what it takes to notice. What is
+/// off by more finds a certificate that is not valid yet, which is a fault of its time: it tries again for ever.
+const CLOCK_ERROR_MAX: Duration = Duration::from_secs(2 * 3600);
 /// Before the number in the organisational unit of a machine's certificate.
 const ERA_PREFIX: &str = "era-";
 /// Object identifier of the attribute serialNumber (X.520, 6.2.9).
@@ -94,6 +98,13 @@ pub struct MachineIdentity {
 pub struct SigningRequest(CertificateSigningRequestParams);
 
 impl SigningRequest {
+    /// The key that it was signed with, which the certificate will be of.
+    #[must_use]
+    pub fn key(&self) -> LinkKey {
+        let digest = Digest::of(&self.0.public_key.subject_public_key_info());
+        LinkKey(digest.to_string())
+    }
+
     /// Reads a request in PEM.
     ///
     /// # Errors
@@ -294,10 +305,11 @@ impl Identity {
     }
 }
 
-/// Who a verified client certificate belongs to; none when it was not made by [`Identity::sign`].
+/// Who a verified client certificate belongs to, and until when; none when it was not made by [`Identity::sign`].
 #[must_use]
-pub fn machine_of(certificate_der: &[u8]) -> Option<MachineIdentity> {
+pub fn machine_of(certificate_der: &[u8]) -> Option<(MachineIdentity, Timestamp)> {
     let (_, certificate) = X509Certificate::from_der(certificate_der).ok()?;
+    let expires_at = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
     let subject = certificate.subject();
     let machine_id = subject.iter_common_name().next()?.as_str().ok()?;
     let cluster_id = subject.iter_organization().next()?.as_str().ok()?;
@@ -309,12 +321,13 @@ pub fn machine_of(certificate_der: &[u8]) -> Option<MachineIdentity> {
         Some(at) => Some(Timestamp::from_millis(at.as_str().ok()?.parse().ok()?)),
         None => None,
     };
-    Some(MachineIdentity {
+    let identity = MachineIdentity {
         cluster_id: ClusterId::new(cluster_id).ok()?,
         machine_id: MachineId::new(machine_id).ok()?,
         token_era,
         registered_at,
-    })
+    };
+    Some((identity, Timestamp::from_millis(expires_at.saturating_mul(1000))))
 }
 
 fn name(common_name: &str, organisation: Option<&str>) -> DistinguishedName {
@@ -464,13 +477,15 @@ mod tests {
             .unwrap();
         assert_eq!(signed.renew_at.since(now), Duration::from_secs(16 * 3600));
         let (_, pem) = x509_parser::pem::parse_x509_pem(signed.pem.as_bytes()).unwrap();
-        assert_eq!(machine_of(&pem.contents), Some(machine()));
+        let (found, expires_at) = machine_of(&pem.contents).unwrap();
+        assert_eq!(found, machine());
+        assert_eq!(expires_at.since(now).as_secs().div_ceil(60), 24 * 60);
         let certificate = pem.parse_x509().unwrap();
         assert!(!certificate.is_ca());
         assert_eq!(certificate.subject_alternative_name().unwrap(), None);
         let validity = certificate.validity();
         let length = validity.not_after.timestamp() - validity.not_before.timestamp();
-        assert_eq!(length, 25 * 3600);
+        assert_eq!(length, 26 * 3600);
     }
 
     #[test]

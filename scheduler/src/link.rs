@@ -123,6 +123,39 @@ struct LinkService {
     stop: CancellationToken,
 }
 
+/// Who is at the other end of a connection, by its certificate.
+#[derive(Debug, Clone)]
+struct Peer {
+    identity: MachineIdentity,
+    /// TLS looks at this once, and connections last.
+    expires_at: Timestamp,
+}
+
+impl Peer {
+    fn of<T>(request: &Request<T>) -> Option<Self> {
+        let certificates = request.peer_certs()?;
+        let (identity, expires_at) = machine_of(certificates.first()?)?;
+        Some(Self { identity, expires_at })
+    }
+
+    /// How long its certificate counts still.
+    fn time_left(&self) -> Result<Duration, Refused> {
+        let left = self.expires_at.since(Timestamp::now());
+        if left.is_zero() {
+            return Err(expired());
+        }
+        Ok(left)
+    }
+}
+
+fn expired() -> Refused {
+    Refused::new(
+        Class::Unauthenticated,
+        "certificate_expired",
+        "the certificate has run out; renew it in time, or enrol with the machine token",
+    )
+}
+
 /// Whether what a certificate says counts still: in which era of machine tokens it was enrolled, and for which machine of this id.
 pub(crate) fn check_identity(world: &World, identity: &MachineIdentity) -> Result<(), Refused> {
     if identity.token_era != world.machine_token_era() {
@@ -150,7 +183,7 @@ pub(crate) fn check_identity(world: &World, identity: &MachineIdentity) -> Resul
 #[tonic::async_trait]
 impl Link for LinkService {
     async fn enrol(&self, request: Request<EnrolRequest>) -> Result<Response<EnrolReply>, Status> {
-        let peer = peer(&request);
+        let peer = Peer::of(&request);
         let enrol = enrol::enrol(&self.scheduler, self.config, peer, request.into_inner());
         match tokio::time::timeout(ENROL_TIMEOUT, enrol).await {
             Ok(Ok(reply)) => Ok(Response::new(reply)),
@@ -168,18 +201,20 @@ impl Link for LinkService {
         &self,
         request: Request<Streaming<NodeMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let identity = peer(&request).ok_or_else(no_certificate)?;
+        let peer = Peer::of(&request).ok_or_else(no_certificate)?;
+        peer.time_left()?;
+        let cluster_id = &peer.identity.cluster_id;
         // A cluster that is being deleted goes on to speak with its machines: they are told to stop everything.
-        let Some(handle) = self.scheduler.find(&identity.cluster_id) else {
-            let Some(member) = self.scheduler.elsewhere(&identity.cluster_id) else {
-                return Err(self.scheduler.not_here(&identity.cluster_id).into());
+        let Some(handle) = self.scheduler.find(cluster_id) else {
+            let Some(member) = self.scheduler.elsewhere(cluster_id) else {
+                return Err(self.scheduler.not_here(cluster_id).into());
             };
             let redirect = message(Kind::Redirect(Redirect { url: member.link_url }));
             return Ok(Response::new(futures::stream::iter([Ok(redirect)]).boxed()));
         };
         let (outbound, messages) = mpsc::channel(OUTBOUND_MAX);
         let (refuse, refusal) = oneshot::channel();
-        let session = session::run(handle, identity, request.into_inner(), outbound, self.config);
+        let session = session::run(handle, peer, request.into_inner(), outbound, self.config);
         let stop = self.stop.clone();
         self.sessions.spawn(async move {
             let ended = stop.run_until_cancelled_owned(session).await;
@@ -203,7 +238,9 @@ impl Link for LinkService {
         &self,
         request: Request<Streaming<TunnelUp>>,
     ) -> Result<Response<Self::TunnelStream>, Status> {
-        let identity = peer(&request).ok_or_else(no_certificate)?;
+        let peer = Peer::of(&request).ok_or_else(no_certificate)?;
+        peer.time_left()?;
+        let identity = peer.identity;
         let handle = self
             .scheduler
             .find(&identity.cluster_id)
@@ -223,12 +260,6 @@ fn no_certificate() -> Refused {
         "no_certificate",
         "this needs the certificate that Enrol gives",
     )
-}
-
-fn peer<T>(request: &Request<T>) -> Option<MachineIdentity> {
-    request
-        .peer_certs()
-        .and_then(|certificates| machine_of(certificates.first()?))
 }
 
 fn message(kind: Kind) -> SchedulerMessage {

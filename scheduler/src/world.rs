@@ -33,7 +33,9 @@ use berth_api::units::{Bytes, Cpu};
 use imbl::OrdSet;
 use serde::{Deserialize, Serialize};
 
-use crate::entry::{Entry, MachineHealthState, Picked, StopCause, TokenDigest, TokenKind, version_of};
+use crate::entry::{
+    Entry, LinkKey, MachineHealthState, Picked, StopCause, TokenDigest, TokenKind, version_of,
+};
 use crate::placement::Chosen;
 
 pub use apply::ApplyError;
@@ -116,6 +118,10 @@ pub struct Machine {
     pub subnet_index: u32,
     pub network: AssignedNetwork,
     pub registered_at: Timestamp,
+    /// The key that it enrolled with. From then on it is spoken for by that key alone, until it is removed. None while it speaks
+    /// the plain wire API, which has tokens only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_key: Option<LinkKey>,
     pub health: MachineHealthState,
     /// Since when `health` holds.
     pub health_since: Timestamp,
@@ -407,6 +413,12 @@ impl World {
     /// The entry that registers a machine, first or again; none when the container CIDR has no subnet left.
     #[must_use]
     pub fn registration(&self, spec: MachineSpec, at: Timestamp) -> Option<Entry> {
+        self.enrolment(spec, None, at)
+    }
+
+    /// As [`Self::registration`], of a machine that enrols with `link_key`.
+    #[must_use]
+    pub fn enrolment(&self, spec: MachineSpec, link_key: Option<LinkKey>, at: Timestamp) -> Option<Entry> {
         let subnet_index = match self.machines.get(&spec.machine_id) {
             Some(known) => known.subnet_index,
             None => self.free_subnet_index()?,
@@ -414,6 +426,7 @@ impl World {
         Some(Entry::MachineRegistered {
             spec,
             subnet_index,
+            link_key,
             at,
         })
     }

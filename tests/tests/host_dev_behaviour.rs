@@ -10,6 +10,7 @@ mod behaviour {
     mod disks;
     mod escape;
     mod faults;
+    mod identity;
     mod input;
     mod inspect;
     mod life;

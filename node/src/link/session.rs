@@ -23,6 +23,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::proto::link_client::LinkClient;
+use super::renewal::Renewal;
 use super::{CALL_TIMEOUT, Link, LinkError, MESSAGE_MAX_BYTES, channel};
 use crate::credentials::Credentials;
 use crate::dns::Applied;
@@ -54,6 +55,7 @@ struct Session {
     heard_at: Instant,
     status_sent_at: Option<Instant>,
     status_due: bool,
+    renewal: Renewal,
     logs: JoinSet<u64>,
     log_cancels: BTreeMap<u64, CancellationToken>,
     chunks: mpsc::Sender<LogChunk>,
@@ -63,10 +65,10 @@ struct Session {
 }
 
 impl Link {
-    /// Serves one session. `Ok` when the certificate is to be renewed.
+    /// Serves one session. `Ok` when there is another certificate to go on with: the next session replaces this one at once.
     pub(super) async fn serve(
         &mut self,
-        credentials: &Credentials,
+        credentials: &mut Credentials,
         cancel: &CancellationToken,
     ) -> Result<(), LinkError> {
         let url = self.route.url(&self.config.scheduler).to_owned();
@@ -90,6 +92,7 @@ impl Link {
             heard_at: monotonic(),
             status_sent_at: None,
             status_due: true,
+            renewal: Renewal::default(),
             logs: JoinSet::new(),
             log_cancels: BTreeMap::new(),
             chunks,
@@ -103,10 +106,10 @@ impl Link {
         };
         // Silence counts from here: a crowded scheduler may have taken long to open it.
         session.heard_at = monotonic();
-        let renew_in = credentials.enrolment.renew_at.since(Timestamp::now());
-        let renew_at = monotonic() + renew_in;
-        self.exchange(&mut session, &mut inbound, &mut chunks_out, renew_at)
-            .await
+        *credentials = self
+            .exchange(&mut session, &mut inbound, &mut chunks_out, credentials)
+            .await?;
+        Ok(())
     }
 
     /// The first snapshot in which the machine has been read: Hello says what runs. A runtime that does not answer does
@@ -138,14 +141,12 @@ impl Link {
         session: &mut Session,
         inbound: &mut Streaming<SchedulerMessage>,
         chunks: &mut mpsc::Receiver<LogChunk>,
-        renew_at: Instant,
-    ) -> Result<(), LinkError> {
+        present: &Credentials,
+    ) -> Result<Credentials, LinkError> {
         self.snapshots.mark_changed();
         loop {
             let now = monotonic();
-            if now >= renew_at {
-                return Ok(());
-            }
+            session.renewal.begin(now, self, present);
             let silence_at = session.silence_at();
             if now >= silence_at {
                 return Err(LinkError::Silent(session.heartbeat * 3));
@@ -155,6 +156,12 @@ impl Link {
                 session.send_status(self).await?;
                 continue;
             }
+            let wake_at = session
+                .renewal
+                .at
+                .unwrap_or(silence_at)
+                .min(status_at)
+                .min(silence_at);
             // Every arm is cancel-safe: a stream or queue keeps what is not taken, a watch stays marked, a set keeps a
             // task that ended, timers hold nothing.
             tokio::select! {
@@ -165,7 +172,15 @@ impl Link {
                         Err(status) => return Err(LinkError::of_status(&status, &session.url)),
                     };
                     session.heard_at = monotonic();
+                    if let Some(scheduler_message::Kind::Welcome(welcome)) = &message.kind {
+                        session.renewal.plan(present, Timestamp::from_millis(welcome.now_ms));
+                    }
                     self.take(session, message).await?;
+                }
+                renewed = session.renewal.ended() => {
+                    if let Some(renewed) = renewed {
+                        return Ok(renewed);
+                    }
                 }
                 changed = self.snapshots.changed() => {
                     if changed.is_err() {
@@ -188,7 +203,7 @@ impl Link {
                     }
                 }
                 Some(_) = session.tunnels.join_next(), if !session.tunnels.is_empty() => {}
-                () = tokio::time::sleep_until(status_at.min(silence_at).min(renew_at).into()) => {}
+                () = tokio::time::sleep_until(wake_at.into()) => {}
             }
         }
     }

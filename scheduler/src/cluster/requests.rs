@@ -16,7 +16,7 @@ use berth_api::units::{Bytes, Cpu};
 use berth_api::validate::Faults;
 
 use super::{ClusterHandle, Draft};
-use crate::entry::{Entry, MachineHealthState, Removal, TokenDigest, TokenKind};
+use crate::entry::{Entry, LinkKey, MachineHealthState, Removal, TokenDigest, TokenKind};
 use crate::identity::MachineIdentity;
 use crate::link::check_identity;
 use crate::refusal::{Class, Refused};
@@ -156,6 +156,7 @@ impl ClusterHandle {
     pub(crate) async fn enrol_machine(
         &self,
         spec: MachineSpec,
+        key: LinkKey,
         proof: Option<MachineIdentity>,
     ) -> Result<(AssignedNetwork, Timestamp), Refused> {
         self.change(move |draft| {
@@ -165,7 +166,7 @@ impl ClusterHandle {
                 check_identity(draft.world(), &proof)?;
                 draft.world().machine(&machine_id).ok_or_else(not_found)?;
             }
-            let network = draft.register_machine(spec)?;
+            let network = draft.enrol_machine(spec, key)?;
             let machine = draft.world().machine(&machine_id).ok_or_else(not_found)?;
             Ok((network, machine.registered_at))
         })

@@ -11,11 +11,11 @@ use berth_api::placement::{CLUSTER_LABELS_MAX, PlacementRules};
 use berth_api::validate::{Fault, Faults};
 
 use super::{Draft, Put};
-use crate::entry::{Entry, Removal, RolloutTurned, TokenDigest, TokenKind};
+use crate::entry::{Entry, LinkKey, Removal, RolloutTurned, TokenDigest, TokenKind};
 use crate::guard;
 use crate::refusal::{Class, Refused};
 use crate::rollout;
-use crate::world::RolloutTurn;
+use crate::world::{RolloutTurn, World};
 
 impl Draft<'_> {
     /// Declares a container that is not there. The same declaration again changes nothing.
@@ -315,8 +315,34 @@ impl Draft<'_> {
     /// # Errors
     /// When its group is unknown or another than before, or the container CIDR is used up.
     pub fn register_machine(&mut self, spec: MachineSpec) -> Result<AssignedNetwork, Refused> {
+        require_no_key(self.world(), &spec.machine_id)?;
+        self.register(spec, None)
+    }
+
+    /// As [`Self::register_machine`], for a machine that has shown that `key` is its own. From then on no other is taken for it.
+    ///
+    /// # Errors
+    /// As [`Self::register_machine`], and when the machine of this id has another key.
+    pub fn enrol_machine(&mut self, spec: MachineSpec, key: LinkKey) -> Result<AssignedNetwork, Refused> {
+        let known = self.world().machine(&spec.machine_id);
+        let known = known.and_then(|known| known.link_key.as_ref());
+        if known.is_some_and(|known| *known != key) {
+            return Err(Refused::new(
+                Class::Conflict,
+                "machine_has_other_key",
+                format!(
+                    "machine {:?} has enrolled with another key, and no token or certificate replaces it; if it was installed \
+                     anew, remove it first and let it enrol then",
+                    spec.machine_id.as_str()
+                ),
+            ));
+        }
+        self.register(spec, Some(key))
+    }
+
+    fn register(&mut self, spec: MachineSpec, key: Option<LinkKey>) -> Result<AssignedNetwork, Refused> {
         if let Some(known) = self.world().machine(&spec.machine_id) {
-            if known.spec == spec {
+            if known.spec == spec && known.link_key == key {
                 return Ok(known.network);
             }
             if known.spec.capacity_group != spec.capacity_group {
@@ -334,7 +360,7 @@ impl Draft<'_> {
         self.require_live()?;
         require_group(self, &spec.capacity_group)?;
         let id = spec.machine_id.clone();
-        let entry = self.world().registration(spec, self.now.wall).ok_or_else(|| {
+        let entry = self.world().enrolment(spec, key, self.now.wall).ok_or_else(|| {
             Refused::new(
                 Class::Conflict,
                 "container_cidr_exhausted",
@@ -348,6 +374,23 @@ impl Draft<'_> {
         self.append(entry)?;
         Ok(self.machine(&id)?.network)
     }
+}
+
+/// What has enrolled with a key of its own speaks by its certificate: the token that all machines of its cluster share does not
+/// speak for it.
+pub(crate) fn require_no_key(world: &World, machine_id: &MachineId) -> Result<(), Refused> {
+    let machine = world.machine(machine_id);
+    if machine.is_none_or(|machine| machine.link_key.is_none()) {
+        return Ok(());
+    }
+    Err(Refused::new(
+        Class::Forbidden,
+        "machine_speaks_by_certificate",
+        format!(
+            "machine {:?} has enrolled over the node link and speaks by its certificate; a machine token does not speak for it",
+            machine_id.as_str()
+        ),
+    ))
 }
 
 fn require_group(draft: &Draft<'_>, group: &GroupId) -> Result<(), Refused> {

@@ -57,6 +57,7 @@ fn world() -> World {
     for number in 0..MACHINES {
         let machine_id = MachineId::new(format!("i-{number:017x}")).unwrap();
         world.apply(&Entry::MachineRegistered {
+            link_key: None,
             spec: machine(machine_id.as_str(), "general"),
             subnet_index: number,
             at,

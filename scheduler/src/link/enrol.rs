@@ -9,7 +9,7 @@ use berth_api::rest::node::{RegisterReply, RegisterRequest};
 use berth_api::time::Timestamp;
 use berth_api::validate::Faults;
 
-use super::{LinkConfig, check_identity};
+use super::{LinkConfig, Peer, check_identity};
 use crate::Scheduler;
 use crate::cluster::ClusterHandle;
 use crate::entry::{TokenDigest, TokenKind};
@@ -19,7 +19,7 @@ use crate::refusal::{Class, Refused};
 pub(super) async fn enrol(
     scheduler: &Arc<Scheduler>,
     config: LinkConfig,
-    peer: Option<MachineIdentity>,
+    peer: Option<Peer>,
     request: EnrolRequest,
 ) -> Result<EnrolReply, Refused> {
     let cluster_id = ClusterId::new(request.cluster_id.as_str()).map_err(|error| {
@@ -50,8 +50,10 @@ pub(super) async fn enrol(
     let machine_id = spec.machine_id.clone();
     // Read before it is registered: a request that cannot be signed leaves nothing behind.
     let csr = SigningRequest::read(&request.csr_pem, &machine_id).map_err(invalid_csr)?;
-    let proof = peer.filter(|_| request.token.is_empty());
-    let (assigned_network, registered_at) = handle.enrol_machine(spec, proof).await?;
+    let proof = peer
+        .filter(|_| request.token.is_empty())
+        .map(|peer| peer.identity);
+    let (assigned_network, registered_at) = handle.enrol_machine(spec, csr.key(), proof).await?;
     let identity = MachineIdentity {
         cluster_id,
         registered_at: Some(registered_at),
@@ -103,12 +105,14 @@ fn read_register(cluster_id: &ClusterId, request: &EnrolRequest) -> Result<Machi
 fn authorise(
     scheduler: &Arc<Scheduler>,
     cluster_id: &ClusterId,
-    peer: Option<&MachineIdentity>,
+    peer: Option<&Peer>,
     spec: &MachineSpec,
     token: &str,
 ) -> Result<(ClusterHandle, u64), Refused> {
     if token.is_empty() {
         let peer = peer.ok_or_else(unknown_token)?;
+        peer.time_left()?;
+        let peer = &peer.identity;
         if peer.cluster_id != *cluster_id || peer.machine_id != spec.machine_id {
             return Err(Refused::new(
                 Class::Forbidden,

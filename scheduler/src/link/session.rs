@@ -5,13 +5,14 @@
 //! ```
 //!
 //! It ends when the node goes away, is silent for three heartbeats, says something that it must not, does not take what
-//! it is sent, is removed, links again, or was enrolled with a token that is revoked. Nothing is lost with it: a new session begins with whole states.
+//! it is sent, is removed, links again, or was enrolled with a token that is revoked, and when its certificate runs out.
+//! Nothing is lost with it: a new session begins with whole states.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::assignment::Position;
-use berth_api::event::{EventSource, read_event};
+use berth_api::event::{Event, EventSource, InvolvedObject, read_event};
 use berth_api::id::{MachineId, ReplicaId};
 use berth_api::link::{
     Ack, Assignments, Directory as DirectoryMessage, DirectoryEntry, Hello, Mesh as MeshMessage, NodeMessage,
@@ -25,9 +26,8 @@ use tonic::Streaming;
 use tracing::{info, warn};
 
 use super::sessions::Claim;
-use super::{HANDSHAKE_TIMEOUT, LinkConfig, check_identity, message};
+use super::{HANDSHAKE_TIMEOUT, LinkConfig, Peer, check_identity, expired, message};
 use crate::cluster::{ClusterHandle, Directory, Mesh, NodeStatus};
-use crate::identity::MachineIdentity;
 use crate::refusal::{Class, Refused};
 
 /// A node that does not take a message for this long is cut off: it dials again when it lives.
@@ -40,7 +40,7 @@ struct Session {
     handle: ClusterHandle,
     machine_id: MachineId,
     /// What its certificate says.
-    identity: MachineIdentity,
+    peer: Peer,
     claim: Claim,
     outbound: mpsc::Sender<SchedulerMessage>,
     /// (epoch, generation) of the set last sent.
@@ -56,12 +56,12 @@ struct Session {
 /// Serves one stream until it ends. An error is told to the node.
 pub(super) async fn run(
     handle: ClusterHandle,
-    identity: MachineIdentity,
+    peer: Peer,
     mut inbound: Streaming<NodeMessage>,
     outbound: mpsc::Sender<SchedulerMessage>,
     config: LinkConfig,
 ) -> Result<(), Refused> {
-    let machine_id = identity.machine_id.clone();
+    let machine_id = peer.identity.machine_id.clone();
     let hello = tokio::time::timeout(HANDSHAKE_TIMEOUT, first(&mut inbound))
         .await
         .map_err(|_| protocol("no Hello came in time"))??;
@@ -77,7 +77,7 @@ pub(super) async fn run(
         ));
     }
     // Only now: it may have been removed while it kept its Hello back.
-    check_identity(&handle.world(), &identity)?;
+    check_identity(&handle.world(), &peer.identity)?;
     let accepted = match &hello.accepted {
         Some(position) => Position::try_from(position).map_err(|error| protocol(&error.to_string()))?,
         None => Position::default(),
@@ -94,7 +94,7 @@ pub(super) async fn run(
     let mut session = Session {
         handle,
         machine_id,
-        identity,
+        peer,
         claim,
         outbound,
         sent: None,
@@ -160,6 +160,9 @@ impl Session {
         let mut heard_at = monotonic();
         let mut ping = tokio::time::interval(config.heartbeat);
         ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // By the monotonic clock: a wall clock that jumps ends no session.
+        let expiry = tokio::time::sleep(self.peer.time_left()?);
+        tokio::pin!(expiry);
         loop {
             // In this order: a node that talks without pause is still told what to do.
             tokio::select! {
@@ -189,6 +192,8 @@ impl Session {
                     let next = directory.borrow_and_update().clone();
                     self.send_directory(next).await?;
                 }
+                // Cancel-safe: a timer. The node renews long before.
+                () = &mut expiry => return Err(expired()),
                 // Cancel-safe: a timer.
                 _ = ping.tick() => {
                     self.ping_nonce += 1;
@@ -224,7 +229,7 @@ impl Session {
     /// Sends the machine's set when it is not the one that was sent last.
     async fn send_assignments(&mut self) -> Result<(), Refused> {
         let world = self.handle.world();
-        check_identity(&world, &self.identity)?;
+        check_identity(&world, &self.peer.identity)?;
         let Some(machine) = world.machine(&self.machine_id) else {
             return Err(Refused::machine_not_found(self.machine_id.as_str()));
         };
@@ -371,6 +376,11 @@ impl Session {
         .await
     }
 
+    /// Whether an event is about another machine than this.
+    fn is_of_another(&self, event: &Event) -> bool {
+        matches!(&event.involved_object, InvolvedObject::Machine(id) if id != self.machine_id.as_str())
+    }
+
     async fn take_event(&mut self, bytes: &[u8]) -> Result<(), Refused> {
         let now = monotonic();
         let earned = now.duration_since(self.credited_at).as_secs_f64() * EVENTS_PER_SECOND;
@@ -388,10 +398,12 @@ impl Session {
             machine_id: self.machine_id.to_string(),
         };
         match event {
-            Ok(event) if event.source == own => self.handle.record_event(event).await,
+            Ok(event) if event.source == own && !self.is_of_another(&event) => {
+                self.handle.record_event(event).await
+            }
             Ok(_) => {
                 warn!(cluster_id = %self.handle.id(), machine_id = %self.machine_id,
-                    "a machine sent an event in another's name");
+                    "a machine sent an event in another's name or about another");
                 Ok(())
             }
             Err(error) => {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use berth_api::assignment::{AssignmentSet, Position};
@@ -32,6 +32,7 @@ use crate::{ClusterHandle, Creation, Running, Scheduler, StartError};
 
 mod absurd;
 mod goodbye;
+mod identity;
 mod logs;
 mod revocation;
 mod tunnel;
@@ -63,6 +64,15 @@ fn container(name: &str, replicas: u32) -> ContainerSpec {
     });
     berth_api::rest::container::read_container(&value, &cluster_spec())
         .unwrap_or_else(|faults| panic!("{faults}"))
+}
+
+/// The key that is on a machine's disk: the same each time.
+fn own_key(machine: &str) -> KeyPair {
+    static KEYS: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+    let mut keys = KEYS.lock().unwrap();
+    let new = || KeyPair::generate().unwrap().serialize_pem();
+    let pem = keys.entry(machine.to_owned()).or_insert_with(new);
+    KeyPair::from_pem(pem).unwrap()
 }
 
 /// A scheduler that serves one cluster.
@@ -120,8 +130,12 @@ impl World {
         LinkClient::new(soon("the connection", channel.connect()).await.unwrap())
     }
 
+    /// With the machine's own key.
     fn enrolment(machine: &str, token: &str, boot: &str) -> (EnrolRequest, KeyPair) {
-        let key = KeyPair::generate().unwrap();
+        Self::enrolment_with(own_key(machine), machine, token, boot)
+    }
+
+    fn enrolment_with(key: KeyPair, machine: &str, token: &str, boot: &str) -> (EnrolRequest, KeyPair) {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, machine);
         let register = serde_json::json!({

@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use berth_api::event::EventSource;
-use berth_api::id::ClusterId;
+use berth_api::id::{ClusterId, MachineId};
 use berth_api::rest::node::{
     CreateEventRequest, HeartbeatReply, HeartbeatRequest, RegisterReply, RegisterRequest, read_batch,
 };
@@ -17,7 +17,7 @@ use super::auth::{NodeToken, Platform};
 use super::request::{Answer, ApiError, Input};
 use super::write::{Write, write, write_as};
 use super::{Api, view};
-use crate::cluster::{ClusterHandle, Heartbeat};
+use crate::cluster::{ClusterHandle, Heartbeat, require_no_key};
 use crate::refusal::Refused;
 
 /// Reads a body; what is wrong with it is told only to who may speak for the cluster that it names.
@@ -60,6 +60,7 @@ pub(super) async fn heartbeat(
     let request = read_for(&api, &token, &value, HeartbeatRequest::read, "invalid_heartbeat")?;
     let cluster = token.machine_of(&api, &request.cluster_id)?;
     let machine_id = request.machine_id.clone();
+    require_no_key(&cluster.world(), &machine_id)?;
     beat(&cluster, request).await?;
     view::heartbeat(&cluster.world(), &cluster.observed(), &machine_id)
         .map(Json)
@@ -108,7 +109,11 @@ pub(super) async fn create_event(
     let request = read_for(&api, &token, &value, CreateEventRequest::read, "invalid_event")?;
     let cluster = token.machine_of(&api, &request.cluster_id)?;
     match &request.event.source {
-        EventSource::Horizond { .. } => {}
+        EventSource::Horizond { machine_id } => {
+            if let Ok(machine_id) = MachineId::new(machine_id.as_str()) {
+                require_no_key(&cluster.world(), &machine_id)?;
+            }
+        }
         EventSource::Scheduler | EventSource::Controlplane => {
             let problem = "a machine token posts events of nodes only; write horizond and the machine's id";
             let faults = Faults::one("event.source.component", problem);

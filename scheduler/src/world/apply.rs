@@ -220,9 +220,13 @@ impl World {
             Entry::MachineRegistered {
                 spec,
                 subnet_index,
+                link_key,
                 at,
             } => {
                 self.machine_registered(spec, *subnet_index, *at)?;
+                if let Some(key) = link_key {
+                    self.machine_mut(&spec.machine_id)?.link_key = Some(key.clone());
+                }
             }
             Entry::MachineRemoved { machine_id, how, .. } => self.machine_removed(machine_id, *how)?,
             Entry::MachineDraining { machine_id, at } => {
@@ -364,6 +368,7 @@ impl World {
             subnet_index: index,
             network: AssignedNetwork::of(cidr),
             registered_at: at,
+            link_key: None,
             health: MachineHealthState::Initializing,
             health_since: at,
             draining_since: None,

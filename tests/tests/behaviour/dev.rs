@@ -400,6 +400,34 @@ impl Dev {
         )
     }
 
+    /// Waits until the log of a replica that counts in it (`LOG_PER_SECOND`) has come to a number; each one up to there is in it once and
+    /// in order.
+    pub(super) fn until_counted(&self, replica: &str, number: usize) {
+        until(&format!("{replica} has counted to {number}"), || {
+            let log = self.succeed(&["logs", replica]);
+            let ticks = log.lines().filter_map(|line| line.strip_prefix("tick "));
+            let ticks: Vec<usize> = ticks.map(|tick| tick.parse().unwrap()).collect();
+            for (expected, tick) in ticks.iter().enumerate() {
+                assert_eq!(expected, *tick, "{replica} has lost or doubled a line");
+            }
+            (ticks.len() > number).then_some(())
+        });
+    }
+
+    /// How far a replica that counts has come.
+    pub(super) fn counted(&self, replica: &str) -> usize {
+        let last = self.succeed(&["logs", replica, "--tail", "1"]);
+        last.trim()
+            .strip_prefix("tick ")
+            .and_then(|tick| tick.parse().ok())
+            .unwrap_or(0)
+    }
+
+    /// What a program of the instance has written.
+    pub(super) fn words_of(&self, program: &str) -> String {
+        std::fs::read_to_string(self.state().join("logs").join(format!("{program}.log"))).unwrap_or_default()
+    }
+
     /// `berth logs -f` of something, into a file.
     pub(super) fn follow(&self, name: &str) -> Follower {
         let file = self.path(&format!("follow-{name}"));

@@ -4,7 +4,7 @@
 //! memory, fill disks, crash, hang, log. It resolves names itself by asking the name server of `/etc/resolv.conf`, so
 //! that it needs no libraries in its image. `workload sleep` only waits; `workload exit CODE` ends at once; `workload escape` tries
 //! what no container may do, says what it could, and waits; `workload cat` copies its input to its output; `workload terminal` says what
-//! its terminal is.
+//! its terminal is. With `LOG_PER_SECOND` it writes so many numbered lines a second, `tick 0` first, as long as it runs.
 //!
 //! | path | does |
 //! | --- | --- |
@@ -57,10 +57,12 @@ fn main() -> ExitCode {
         }
     }
     end_on_sigterm();
-    let port = std::env::var("PORT")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(8080u16);
+    if let Some(rate) = number_of("LOG_PER_SECOND").filter(|rate| *rate > 0) {
+        std::thread::spawn(move || work::tick(rate));
+    }
+    let port = number_of("PORT")
+        .and_then(|port| u16::try_from(port).ok())
+        .unwrap_or(8080);
     let listener = match TcpListener::bind(("0.0.0.0", port)) {
         Ok(listener) => listener,
         Err(error) => {
@@ -75,6 +77,10 @@ fn main() -> ExitCode {
         std::thread::spawn(move || http::answer(stream, |request| work::respond(request, &healthy)));
     }
     ExitCode::SUCCESS
+}
+
+fn number_of(variable: &str) -> Option<u32> {
+    std::env::var(variable).ok()?.parse().ok()
 }
 
 fn sleep() -> ! {

@@ -127,6 +127,15 @@ fn allocate(request: &Request) -> String {
     String::from("allocated\n")
 }
 
+/// Writes numbered lines for ever. A writer that had to wait goes on with the next number, so that each number is there once.
+pub(crate) fn tick(per_second: u32) -> ! {
+    for number in 0_u64.. {
+        say(&format!("tick {number}"));
+        std::thread::sleep(Duration::from_secs(1) / per_second);
+    }
+    unreachable!("u64 does not end")
+}
+
 /// Writes one line to standard output, whole. Output that nobody takes must not end the program.
 pub(crate) fn say(text: &str) {
     let line = format!("{text}\n");
