@@ -10,6 +10,7 @@
 //! ca_file = "/etc/berth/ca.pem"             # issuer of the scheduler's certificate
 //! token_file = "/etc/berth/machine-token"   # `hj_...`; read only to enrol
 //! state_dir = "/var/lib/berth/state"        # ledger, key, certificate, ephemeral storage; survives a reboot
+//! program_dir = "/var/lib/berth/programs"   # the default; berthd and berth-logkeeper as the supervisor starts them, see `berthd upgrade`
 //! run_dir = "/run/berth"                    # status socket, namespaces; may be lost at a reboot
 //! containerd_socket = "/run/containerd/containerd.sock"   # the default
 //! containerd_namespace = "berth"            # the default
@@ -70,6 +71,8 @@ pub struct Config {
     pub token_file: PathBuf,
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
+    /// Where the supervisor starts the programs from, and upgrades replace them.
+    pub program_dir: PathBuf,
     pub containerd_socket: PathBuf,
     pub containerd_namespace: String,
     pub cgroup_parent: String,
@@ -170,6 +173,7 @@ fn read(table: Table, faults: &mut Vec<String>) -> Option<Config> {
     let token_file = keys.parsed("token_file", absolute);
     let state_dir = keys.parsed("state_dir", absolute);
     let run_dir = keys.parsed("run_dir", absolute);
+    let program_dir = keys.parsed_or("program_dir", "/var/lib/berth/programs", absolute);
     let containerd_socket = keys.parsed_or("containerd_socket", "/run/containerd/containerd.sock", absolute);
     let containerd_namespace = keys.parsed_or("containerd_namespace", "berth", namespace);
     let cgroup_parent = keys.parsed_or("cgroup_parent", "/berth", cgroup);
@@ -231,6 +235,7 @@ fn read(table: Table, faults: &mut Vec<String>) -> Option<Config> {
         token_file: token_file?,
         state_dir: state_dir?,
         run_dir: run_dir?,
+        program_dir: program_dir?,
         containerd_socket: containerd_socket?,
         containerd_namespace: containerd_namespace?,
         cgroup_parent: cgroup_parent?,

@@ -322,6 +322,39 @@ impl Ledger {
     }
 }
 
+/// Copies a ledger that a daemon may have open, as of one moment. Without a ledger there is nothing to copy.
+///
+/// # Errors
+/// When it cannot be read, or the copy not be written.
+pub fn copy(from: &Path, to: &Path) -> Result<(), LedgerError> {
+    match std::fs::remove_file(to) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            let to = to.display().to_string();
+            return Err(LedgerError::MoveAside { to, source: error });
+        }
+        Ok(()) | Err(_) => {}
+    }
+    if !from.exists() {
+        return Ok(());
+    }
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let source = Connection::open_with_flags(from, flags)?;
+    source.busy_timeout(RETRY)?;
+    source.execute("VACUUM INTO ?1", params![to.display().to_string()])?;
+    Ok(())
+}
+
+/// What a daemon would find in a ledger. It is opened as a daemon opens it, so give it a copy.
+///
+/// # Errors
+/// When a daemon would replace it.
+pub fn inspect(path: &Path, boot_id: &str) -> Result<Restored, LedgerError> {
+    let (connection, loaded) = Ledger::read(path, boot_id)?;
+    // One file, without companions: this is also the backup.
+    connection.pragma_update(None, "journal_mode", "DELETE")?;
+    Ok(loaded.restored)
+}
+
 fn is_damage(error: &rusqlite::Error) -> bool {
     use rusqlite::ErrorCode;
     match error {
@@ -587,6 +620,35 @@ mod tests {
         ledger.write_blob("network", b"n".to_vec());
         ledger.close();
         thread.join().unwrap();
+    }
+
+    /// What a preflight reads, and the backup before an upgrade.
+    #[test]
+    fn a_copy_is_whole_while_a_daemon_has_the_ledger_open_and_a_newer_one_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, to) = (dir.path().join("ledger.sqlite"), dir.path().join("copy.sqlite"));
+        copy(&path, &to).unwrap();
+        assert!(!to.exists(), "there is none yet");
+        fill(&path);
+        let (ledger, _, thread) = Ledger::open(&path, "boot").unwrap();
+        for _ in 0..2 {
+            copy(&path, &to).unwrap();
+            let found = inspect(&to, "boot").unwrap();
+            assert_eq!(found.set.unwrap().0, set());
+            assert_eq!(found.replicas.len(), 1);
+        }
+        let companions = ["copy.sqlite-wal", "copy.sqlite-shm"];
+        assert!(companions.iter().all(|name| !dir.path().join(name).exists()));
+        ledger.close();
+        thread.join().unwrap();
+        Connection::open(&path)
+            .unwrap()
+            .pragma_update(None, "user_version", SCHEMA_VERSION + 1)
+            .unwrap();
+        copy(&path, &to).unwrap();
+        let refused = inspect(&to, "boot").unwrap_err();
+        assert!(matches!(refused, LedgerError::Newer { .. }), "{refused}");
+        assert!(path.exists(), "the ledger itself is where it was");
     }
 
     #[test]

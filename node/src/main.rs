@@ -1,13 +1,15 @@
 //! `berthd`: reads its configuration and runs the daemon until SIGTERM or SIGINT. Containers run on. With a subcommand it asks the
-//! daemon that runs, and changes nothing.
+//! daemon that runs, and changes nothing; but for `upgrade`, which replaces it.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use berth_api::time::Timestamp;
-use berth_node::{bundle, config::Config, daemon, inspect};
+use berth_node::upgrade::{self, Order, Program, UpgradeError};
+use berth_node::{bundle, config::Config, daemon, inspect, preflight};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -55,6 +57,33 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// Say what this program would do to what runs, were it the daemon now. Changes nothing. Ends with 1 when it would touch something
+    /// that runs
+    Preflight,
+    /// Put another version of the daemon, or of the log keeper, in the place of the one that runs; replicas run on. The former comes back
+    /// by itself when the new one is not ready and acknowledged in time. Without --to, finish or undo what was begun. Ends with 1 when
+    /// the former is back
+    Upgrade {
+        /// The new program
+        #[arg(long, value_name = "FILE", requires = "sha256")]
+        to: Option<PathBuf>,
+        /// Its digest, hexadecimal
+        #[arg(long, value_name = "HEX", requires = "to")]
+        sha256: Option<String>,
+        /// Which program it is
+        #[arg(long, value_enum, default_value = "berthd")]
+        program: Upgradable,
+        /// How long it may take until it is ready
+        #[arg(long, value_name = "SECONDS", default_value_t = upgrade::READY_WITHIN.as_secs(),
+              value_parser = clap::value_parser!(u64).range(1..=3600))]
+        ready_within: u64,
+    },
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Upgradable {
+    Berthd,
+    BerthLogkeeper,
 }
 
 /// Of a subcommand that found something impaired.
@@ -112,17 +141,55 @@ fn ask(config_file: &Path, command: &Command) -> anyhow::Result<ExitCode> {
             let seconds = Timestamp::now().millis() / 1000;
             let name = || format!("berth-bundle-{}-{seconds}.tar.gz", config.machine_id).into();
             let path = path.clone().unwrap_or_else(name);
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            let bundle = runtime.block_on(bundle::write(&config, config_file, path))?;
+            let bundle = small_runtime()?.block_on(bundle::write(&config, config_file, path))?;
             say(out, &format!("{}: {} parts", bundle.path.display(), bundle.parts));
             for (part, reason) in &bundle.missing {
                 say(out, &format!("without {part}: {reason}"));
             }
             Ok(ExitCode::SUCCESS)
         }
+        Command::Preflight => {
+            let copy = config.state_dir.join("ledger-before-upgrade.sqlite");
+            let report = small_runtime()?.block_on(preflight::run(&config, &copy))?;
+            say(out, &format!("{} replicas have a process", report.running));
+            for step in &report.of_others {
+                say(out, &format!("beside them: {step}"));
+            }
+            for step in &report.of_running {
+                say(out, &format!("of those that run: {step}"));
+            }
+            let code = if report.of_running.is_empty() { 0 } else { IMPAIRED };
+            Ok(ExitCode::from(code))
+        }
+        Command::Upgrade {
+            to,
+            sha256,
+            program,
+            ready_within,
+        } => {
+            let order = to.clone().zip(sha256.clone()).map(|(file, sha256)| Order {
+                program: match program {
+                    Upgradable::Berthd => Program::Berthd,
+                    Upgradable::BerthLogkeeper => Program::BerthLogkeeper,
+                },
+                file,
+                sha256,
+                ready_within: Duration::from_secs(*ready_within),
+            });
+            match upgrade::run(&config, config_file, order.as_ref(), &mut |line| say(out, line)) {
+                Ok(()) => Ok(ExitCode::SUCCESS),
+                Err(error @ UpgradeError::RolledBack { .. }) => {
+                    say(&mut std::io::stderr(), &format!("berthd: {error}"));
+                    Ok(ExitCode::from(IMPAIRED))
+                }
+                Err(error) => Err(error.into()),
+            }
+        }
     }
+}
+
+fn small_runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 fn start(arguments: &Arguments) -> anyhow::Result<()> {

@@ -22,5 +22,6 @@ mod behaviour {
     mod squeeze;
     mod storage;
     mod tunnel;
+    mod upgrade;
     mod wedged;
 }

@@ -265,9 +265,12 @@ impl Instance {
             directory.join("state"),
             directory.join("logs"),
             self.layout.run_dir(name),
+            self.layout.program_dir(name),
         ] {
             std::fs::create_dir_all(&path).map_err(|source| StartError::Write { path, source })?;
         }
+        self.link_program(name, BERTHD, &self.binaries.berthd)?;
+        self.link_program(name, KEEPER, &self.binaries.keeper)?;
         let file = directory.join("berthd.toml");
         if let Some(machine) = self.record.machine(name) {
             let text = config::berthd(&self.record, machine, &self.layout, &self.wishes);
@@ -276,12 +279,33 @@ impl Instance {
         Ok(file)
     }
 
+    /// The program as the machine starts it. One that an upgrade has put there stays.
+    fn link_program(&self, machine: &str, name: &str, program: &Path) -> Result<(), StartError> {
+        let path = self.layout.program_dir(machine).join(name);
+        let is_upgraded = std::fs::read_link(&path).is_ok_and(|target| target.is_relative()) && path.exists();
+        if is_upgraded {
+            return Ok(());
+        }
+        let program = std::path::absolute(program);
+        let link = |program: PathBuf| {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+            std::os::unix::fs::symlink(program, &path)
+        };
+        program
+            .and_then(link)
+            .map_err(|source| StartError::Write { path, source })
+    }
+
     fn start_machine(&mut self, index: usize) -> Result<(), StartError> {
         let machine = self.record.machines[index].clone();
         let name = machine.name.as_str();
         let directory = self.layout.machine(name);
         let file = self.lay_out(name)?;
-        let keeper = self.binaries.keeper.clone();
+        let programs = self.layout.program_dir(name);
+        let keeper = programs.join(KEEPER);
         let (socket, store) = (self.layout.keeper_socket(name), directory.join("logs"));
         let arguments = [
             Path::new("--socket"),
@@ -290,7 +314,7 @@ impl Instance {
             store.as_path(),
         ];
         self.add(&keeper_name(name), keeper, &arguments, None);
-        let berthd = self.binaries.berthd.clone();
+        let berthd = programs.join(BERTHD);
         let netns = self.layout.netns(name);
         self.add(
             &berthd_name(name),
@@ -581,6 +605,10 @@ impl Instance {
         teardown::teardown(&self.record, &self.layout, files).await
     }
 }
+
+/// Names of the programs in a machine's directory of programs.
+const BERTHD: &str = "berthd";
+const KEEPER: &str = "berth-logkeeper";
 
 fn berthd_name(machine: &str) -> String {
     format!("{machine}/berthd")

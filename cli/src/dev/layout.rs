@@ -74,6 +74,11 @@ impl Layout {
         self.root.join("machines").join(name)
     }
 
+    /// The programs of a machine as they are started: links, which an upgrade replaces.
+    pub(crate) fn program_dir(&self, machine: &str) -> PathBuf {
+        self.machine(machine).join("programs")
+    }
+
     pub(crate) fn keeper_socket(&self, machine: &str) -> PathBuf {
         self.root.join("run").join(format!("{machine}-keeper.sock"))
     }

@@ -172,6 +172,15 @@ impl KeeperClient {
         }
     }
 
+    /// The process of the keeper that answered last.
+    #[must_use]
+    pub fn pid(&self) -> Option<rustix::process::Pid> {
+        let connection = self.connection.as_ref()?;
+        rustix::net::sockopt::socket_peercred(connection)
+            .ok()
+            .map(|peer| peer.pid)
+    }
+
     fn done(&mut self, request: &Request) -> Result<(), ClientError> {
         match self.call(request)? {
             Reply::Done => Ok(()),

@@ -157,30 +157,10 @@ impl LinuxHost {
     }
 
     fn observed(&self, container: &RuntimeContainer) -> Option<ObservedContainer> {
-        let label = |name: &str| container.labels.get(name);
-        let replica_id = ReplicaId::new(label(LABEL_REPLICA)?.as_str()).ok()?;
-        let stop_signal = label(LABEL_STOP_SIGNAL)
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(SIGTERM);
-        self.memory()
-            .containers
-            .insert(container.id.clone(), (replica_id.clone(), stop_signal));
-        let task = match container.task.as_ref().map(|task| (task.pid, task.status)) {
-            None => ObservedTask::None,
-            Some((_, TaskStatus::Created)) => ObservedTask::Created,
-            Some((pid, TaskStatus::Running)) => ObservedTask::Running { pid },
-            Some((_, TaskStatus::Stopped(exit))) => ObservedTask::Exited(of_exit(&exit)),
-            Some((_, TaskStatus::Unanswered)) => ObservedTask::Unknown {
-                reason: "its shim does not answer".into(),
-            },
-        };
-        Some(ObservedContainer {
-            replica_id,
-            revision: label(LABEL_REVISION).cloned().unwrap_or_default(),
-            run: label(LABEL_RUN).and_then(|text| text.parse().ok()).unwrap_or(1),
-            task,
-            created_at: Some(container.created_at),
-        })
+        let (observed, stop_signal) = observed_container(container)?;
+        let entry = (observed.replica_id.clone(), stop_signal);
+        self.memory().containers.insert(container.id.clone(), entry);
+        Some(observed)
     }
 
     fn plan(&self, assignment: &Assignment, run: u32) -> Result<ContainerPlan, HostError> {
@@ -300,6 +280,33 @@ impl LinuxHost {
             .get(container_id)
             .map(|(id, _)| id.clone())
     }
+}
+
+/// What the labels and the task of a container say: of which replica it is, and the signal that asks it to stop. None when it is no
+/// replica's.
+pub(crate) fn observed_container(container: &RuntimeContainer) -> Option<(ObservedContainer, u32)> {
+    let label = |name: &str| container.labels.get(name);
+    let replica_id = ReplicaId::new(label(LABEL_REPLICA)?.as_str()).ok()?;
+    let stop_signal = label(LABEL_STOP_SIGNAL)
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(SIGTERM);
+    let task = match container.task.as_ref().map(|task| (task.pid, task.status)) {
+        None => ObservedTask::None,
+        Some((_, TaskStatus::Created)) => ObservedTask::Created,
+        Some((pid, TaskStatus::Running)) => ObservedTask::Running { pid },
+        Some((_, TaskStatus::Stopped(exit))) => ObservedTask::Exited(of_exit(&exit)),
+        Some((_, TaskStatus::Unanswered)) => ObservedTask::Unknown {
+            reason: "its shim does not answer".into(),
+        },
+    };
+    let observed = ObservedContainer {
+        replica_id,
+        revision: label(LABEL_REVISION).cloned().unwrap_or_default(),
+        run: label(LABEL_RUN).and_then(|text| text.parse().ok()).unwrap_or(1),
+        task,
+        created_at: Some(container.created_at),
+    };
+    Some((observed, stop_signal))
 }
 
 impl Host for LinuxHost {

@@ -21,6 +21,7 @@ use crate::replica::{GOOD_RUN, Happening};
 mod absurd;
 mod disk;
 mod histories;
+mod preflight;
 mod resize;
 
 fn id(n: usize) -> ReplicaId {

@@ -319,20 +319,25 @@ impl Dev {
 
     /// Asks a replica over HTTP, from inside its machine.
     pub(super) fn try_ask(&self, replica: &ReplicaView, path: &str) -> std::io::Result<Answer> {
+        ask_inside(&self.netns(replica), replica.ip.unwrap(), path)
+    }
+
+    fn netns(&self, replica: &ReplicaView) -> PathBuf {
         let machine = replica.machine_id.as_ref().unwrap().as_str();
-        let netns = self.state().join("run/netns").join(machine);
-        let file = std::fs::File::open(netns)?;
-        let (address, path) = (replica.ip.unwrap(), path.to_owned());
-        std::thread::spawn(move || {
-            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?;
-            http(
-                (address, 8080).into(),
-                &format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n"),
-                "",
-            )
-        })
-        .join()
-        .unwrap()
+        self.state().join("run/netns").join(machine)
+    }
+
+    /// Says, each time it is called and from any thread, whether a replica finds something under a name.
+    pub(super) fn asker(&self, from: &ReplicaView, name: &str) -> impl Fn() -> bool + Send + use<> {
+        let (netns, address, path) = (
+            self.netns(from),
+            from.ip.unwrap(),
+            format!("/resolve?name={name}"),
+        );
+        move || {
+            let answer = ask_inside(&netns, address, &path);
+            answer.is_ok_and(|answer| answer.status == 200 && !answer.body.is_empty())
+        }
     }
 
     pub(super) fn ask(&self, replica: &ReplicaView, path: &str) -> String {
@@ -641,6 +646,18 @@ fn pack_workload(layout: &Path) {
     assert!(program.exists(), "the test workload is not built: make {target}");
     let image = Image::program(&program).unwrap();
     image.write_layout(layout, "latest").unwrap();
+}
+
+/// Asks an address within a network namespace.
+fn ask_inside(netns: &Path, address: IpAddr, path: &str) -> std::io::Result<Answer> {
+    let file = std::fs::File::open(netns)?;
+    let head = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n");
+    std::thread::spawn(move || {
+        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        http((address, 8080).into(), &head, "")
+    })
+    .join()
+    .unwrap()
 }
 
 /// One HTTP/1.1 exchange on a connection of its own.

@@ -1,6 +1,7 @@
 //! What somebody gets who has stolen the cluster's machine token, or one machine's certificate and key, or has a certificate of
 //! another cluster, another authority, another time: on the link and on REST.
 
+use berth_api::assignment::Assignment;
 use berth_api::time::Timestamp;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -158,19 +159,12 @@ async fn a_machine_that_enrols_leaves_the_plain_wire_api() {
     world.running.shutdown().await;
 }
 
-/// A copied certificate and key are that one machine and no other: what is there for others is neither told nor touched.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_copied_certificate_gives_nothing_of_another_machine() {
-    let world = world().await;
+/// A thief, who is machine m-1; m-2; and what runs there.
+async fn thief_and_victim(world: &World) -> (Node, Node, Assignment) {
     let mut thief = world.node("m-1").await;
     thief.ready().await;
-    let copied = world.enrol("m-1", "boot-1").await;
     // Everything is on m-2: m-1 takes no more.
-    world
-        .cluster
-        .drain(MachineId::new("m-1").unwrap(), None)
-        .await
-        .unwrap();
+    world.cluster.drain(thief.machine.clone(), None).await.unwrap();
     let mut node = world.node("m-2").await;
     node.ready().await;
     world
@@ -178,11 +172,17 @@ async fn a_copied_certificate_gives_nothing_of_another_machine() {
         .create_container(container("reader", 1))
         .await
         .unwrap();
-    let set = node.assigned(1).await;
-    let replica = set.replicas[0].clone();
+    let replica = node.assigned(1).await.replicas[0].clone();
     node.ack().await;
     node.status(Phase::Started, &[]).await;
+    (thief, node, replica)
+}
 
+/// A copied certificate and key are that one machine and no other: what it says of another is not believed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copied_certificate_does_not_speak_of_another_machine() {
+    let world = world().await;
+    let (thief, _node, replica) = thief_and_victim(&world).await;
     // Its status says that the other's replica is well, and gone: neither is believed.
     let (_, position) = thief.assigned.clone().unwrap();
     for phase in [Phase::Healthy, Phase::Gone] {
@@ -235,8 +235,14 @@ async fn a_copied_certificate_gives_nothing_of_another_machine() {
     .await;
     assert_eq!((status.phase, status.ready), (Phase::Started, false));
     assert!(thief.assigned.as_ref().unwrap().0.replicas.is_empty());
+    world.running.shutdown().await;
+}
 
-    // A log is asked for on the replica's machine; chunks from elsewhere reach nobody.
+/// A log is asked for on the replica's machine; chunks from elsewhere reach nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copied_certificate_puts_no_line_into_the_log_of_another_machine() {
+    let world = world().await;
+    let (mut thief, mut node, replica) = thief_and_victim(&world).await;
     let query = LogQuery::default();
     let mut log = world
         .cluster
@@ -277,8 +283,18 @@ async fn a_copied_certificate_gives_nothing_of_another_machine() {
     node.say(chunk("true")).await;
     let told = soon("the line", log.next()).await.unwrap();
     assert_eq!(told.lines[0].line.as_ref(), b"true");
+    world.running.shutdown().await;
+}
 
-    // It renews itself with the key that it is of, and no other key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copied_certificate_renews_itself_with_its_own_key_alone() {
+    let world = world().await;
+    let copied = world.enrol("m-1", "boot-1").await;
+    world.enrol("m-2", "boot-1").await;
+    world
+        .enrol_with(own_key("m-1"), Some(copied.clone()), "m-1", "")
+        .await
+        .unwrap();
     let other = KeyPair::generate().unwrap();
     let refused = world.enrol_with(other, Some(copied.clone()), "m-1", "").await;
     assert_eq!(refused.unwrap_err().code(), Code::AlreadyExists);
