@@ -26,6 +26,7 @@ use crate::host::Host;
 use crate::host::linux::LinuxHost;
 use crate::ledger::{Ledger, Loaded};
 use crate::link::{self, DIRECTORY_BLOB, Link, MESH_BLOB};
+use crate::listeners::Listeners;
 use crate::logs::LogService;
 use crate::mesh::MeshState;
 use crate::plan::{Identity, NodeCore};
@@ -274,12 +275,14 @@ async fn dns(
     cancel: CancellationToken,
 ) {
     let listen = (network.gateway, 53).into();
+    let listeners = Arc::new(Listeners::inherited());
     let mut server: Option<Dns> = None;
     loop {
         pulse.beat();
         if server.as_ref().is_none_or(|server| !server.is_running()) {
             let wanted = DnsConfig {
                 listen,
+                listeners: Arc::clone(&listeners),
                 upstreams: config.dns_upstream.clone(),
             };
             match Dns::start(wanted, view.clone()).await {

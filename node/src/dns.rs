@@ -22,6 +22,8 @@ use hickory_proto::rr::rdata::{A, SOA};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use tokio::sync::watch;
 
+use crate::listeners::Listeners;
+
 pub use server::{Dns, DnsError};
 
 /// How long an answer may be kept, in seconds; also for answers that something does not exist.
@@ -58,6 +60,8 @@ pub enum Applied {
 pub struct DnsConfig {
     /// The gateway address, port 53.
     pub listen: SocketAddr,
+    /// Sockets that an earlier daemon has listened with.
+    pub listeners: Arc<Listeners>,
     /// Where names outside `svc` are asked; none: they are refused.
     pub upstreams: Vec<SocketAddr>,
 }

@@ -35,6 +35,7 @@ pub mod host;
 pub mod inspect;
 pub mod ledger;
 pub mod link;
+pub mod listeners;
 pub mod logs;
 pub mod mesh;
 pub mod plan;

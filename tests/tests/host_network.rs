@@ -471,6 +471,7 @@ fn replicas_resolve_names_over_udp_and_tcp() {
         "192.0.2.254:53".parse().unwrap(),
     ];
     let config = DnsConfig {
+        listeners: std::sync::Arc::default(),
         listen: (gateway, 53).into(),
         upstreams,
     };
@@ -508,6 +509,7 @@ fn replicas_resolve_names_over_udp_and_tcp() {
     // Without upstreams names outside are refused at once.
     let (_directory, view) = DirectoryState::new();
     let config = DnsConfig {
+        listeners: std::sync::Arc::default(),
         listen: (gateway, 53).into(),
         upstreams: vec![],
     };

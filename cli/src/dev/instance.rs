@@ -186,6 +186,10 @@ impl Instance {
                 .collect(),
             netns,
             log: self.layout.log_of(&name.replace('/', "-")),
+            // Only who runs in a machine's namespace has sockets that others there rely on.
+            keeps: name
+                .strip_suffix("/berthd")
+                .map(|machine| self.layout.notify_socket(machine)),
         });
     }
 

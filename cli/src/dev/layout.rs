@@ -83,6 +83,11 @@ impl Layout {
         self.root.join("run").join(format!("{machine}-keeper.sock"))
     }
 
+    /// Where berthd tells its supervisor which sockets to keep.
+    pub(crate) fn notify_socket(&self, machine: &str) -> PathBuf {
+        self.root.join("run").join(format!("{machine}-notify.sock"))
+    }
+
     /// berthd's sockets and network namespaces.
     pub(crate) fn run_dir(&self, machine: &str) -> PathBuf {
         self.root.join("run").join(machine)

@@ -13,6 +13,7 @@ mod args;
 mod config;
 mod control;
 mod instance;
+mod kept;
 mod layout;
 mod mounts;
 mod network;

@@ -23,6 +23,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::kept::Kept;
 use super::proc::{self, INSTANCE_VARIABLE};
 
 /// A program's first restart comes after this long, so that the loss can be seen; it doubles up to the maximum.
@@ -45,10 +46,32 @@ pub(crate) struct Program {
     /// The network namespace it runs in, unless the host's.
     pub(crate) netns: Option<PathBuf>,
     pub(crate) log: PathBuf,
+    /// Where it may ask to have sockets kept over its restarts, as systemd does it.
+    pub(crate) keeps: Option<PathBuf>,
 }
 
 impl Program {
-    fn command(&self) -> Command {
+    /// The command, with the kept sockets as standard input and output: a shell puts them where the program looks for them, and
+    /// becomes it.
+    fn command(&self, kept: &Kept) -> std::io::Result<Command> {
+        let [(first, udp), (second, tcp)] = kept.sockets() else {
+            return Ok(self.plain_command());
+        };
+        let script = "exec 3<&0 4>&1 0</dev/null 1>&2; LISTEN_PID=$$ exec \"$0\" \"$@\"";
+        let plain = self.plain_command();
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", script])
+            .arg(plain.as_std().get_program())
+            .args(plain.as_std().get_args())
+            .env("LISTEN_FDS", "2")
+            .env("LISTEN_FDNAMES", format!("{first}:{second}"))
+            .stdin(udp.try_clone()?)
+            .stdout(tcp.try_clone()?);
+        Ok(command)
+    }
+
+    fn plain_command(&self) -> Command {
         let mut command = match &self.netns {
             // nsenter executes the program in its own place: the process id stays.
             Some(netns) => {
@@ -64,17 +87,22 @@ impl Program {
         command
     }
 
-    fn start(&self) -> std::io::Result<Child> {
+    fn start(&self, kept: &Kept) -> std::io::Result<Child> {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .mode(0o600)
             .open(&self.log)?;
-        self.command()
+        let mut command = self.command(kept)?;
+        if kept.sockets().len() != 2 {
+            command.stdin(Stdio::null()).stdout(log.try_clone()?);
+        }
+        if let Some(path) = &self.keeps {
+            command.env("NOTIFY_SOCKET", path);
+        }
+        command
             .env(INSTANCE_VARIABLE, &self.instance)
             .env("PATH", super::preflight::search_path())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
             .stderr(log)
             // The terminal's Ctrl-C is for the supervisor alone.
             .process_group(0)
@@ -213,11 +241,12 @@ enum Turn {
 impl Task {
     async fn run(self, mut orders: Orders) {
         let mut delay = RESTART_DELAY_MIN;
+        let mut kept = Kept::open(self.program.keeps.as_deref());
         loop {
             let began = monotonic();
             let log_start = std::fs::metadata(&self.program.log).map_or(0, |meta| meta.len());
-            let turn = match self.program.start() {
-                Ok(child) => self.attend(child, &mut orders).await,
+            let turn = match self.program.start(&kept) {
+                Ok(child) => self.attend(child, &mut orders, &mut kept).await,
                 Err(error) => {
                     self.notify(format!("{} cannot be started: {error}", self.program.name));
                     Turn::Ended(None)
@@ -230,11 +259,14 @@ impl Task {
             let go_on = match turn {
                 Turn::Ended(status) => {
                     self.report(status, delay, log_start);
-                    let next = pause(delay, &mut orders).await;
+                    let next = pause(delay, &mut orders, &mut kept).await;
                     delay = (delay * 2).min(RESTART_DELAY_MAX);
                     next
                 }
-                Turn::Rest => rest(&mut orders).await,
+                Turn::Rest => {
+                    kept.clear();
+                    rest(&mut orders).await
+                }
                 Turn::Closed => false,
             };
             if !go_on {
@@ -243,12 +275,17 @@ impl Task {
         }
     }
 
-    async fn attend(&self, mut child: Child, orders: &mut Orders) -> Turn {
+    async fn attend(&self, mut child: Child, orders: &mut Orders, kept: &mut Kept) -> Turn {
         self.set_pid(child.id());
         loop {
             tokio::select! {
                 // Cancel-safe: a status that was not taken is given again.
-                status = child.wait() => return Turn::Ended(status.ok()),
+                status = child.wait() => {
+                    kept.take_all();
+                    return Turn::Ended(status.ok());
+                }
+                // Cancel-safe: what is not taken stays in the socket.
+                () = kept.ready() => kept.take_all(),
                 // Cancel-safe: an order is taken only when this arm wins.
                 order = orders.recv() => match order {
                     None => {
@@ -322,7 +359,7 @@ async fn end(child: &mut Child, grace: Duration) {
 }
 
 /// Waits before a restart; false when the supervisor is gone.
-async fn pause(delay: Duration, orders: &mut Orders) -> bool {
+async fn pause(delay: Duration, orders: &mut Orders, kept: &mut Kept) -> bool {
     let over = tokio::time::sleep(delay);
     tokio::pin!(over);
     loop {
@@ -338,6 +375,7 @@ async fn pause(delay: Duration, orders: &mut Orders) -> bool {
                 }
                 Some((Order::Crash, done)) => acknowledge(done),
                 Some((Order::Stop(_) | Order::PowerOff, done)) => {
+                    kept.clear();
                     acknowledge(done);
                     return rest(orders).await;
                 }
@@ -388,6 +426,7 @@ mod tests {
             arguments: vec!["-c".into(), script.into()],
             netns: None,
             log: log.into(),
+            keeps: None,
         }
     }
 

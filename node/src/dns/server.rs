@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::forward::{Transport, Upstreams};
 use super::{Directory, DnsConfig, Verdict, judge, respond};
+use crate::listeners::{self, Listeners};
 
 /// Questions at an upstream at once; 4 KiB each is 1 MiB.
 const FORWARDED_MAX: usize = 256;
@@ -129,7 +130,7 @@ fn run(
         }
     };
     runtime.block_on(async {
-        let (udp, tcp) = match bind(config.listen).await {
+        let (udp, tcp) = match bind(config.listen, &config.listeners).await {
             Ok(sockets) => sockets,
             Err(error) => {
                 ready.send(Err(error)).ok();
@@ -154,8 +155,34 @@ fn run(
     });
 }
 
-/// Both on one port, also when the port is 0 and so any (for tests).
-async fn bind(listen: SocketAddr) -> Result<(UdpSocket, TcpListener), DnsError> {
+/// Names under which the supervisor keeps the sockets.
+const KEPT_UDP: &str = "dns-udp";
+const KEPT_TCP: &str = "dns-tcp";
+
+/// Both on one port, also when the port is 0 and so any (for tests). Those of an earlier daemon hold the questions that came since.
+async fn bind(listen: SocketAddr, listeners: &Listeners) -> Result<(UdpSocket, TcpListener), DnsError> {
+    let kept = listeners
+        .udp(KEPT_UDP, listen)
+        .zip(listeners.tcp(KEPT_TCP, listen));
+    if let Some((udp, tcp)) = kept {
+        let taken = || {
+            udp.set_nonblocking(true)?;
+            tcp.set_nonblocking(true)?;
+            Ok((UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?))
+        };
+        return taken().map_err(|source| DnsError::Listen {
+            address: listen,
+            transport: "a kept socket",
+            source,
+        });
+    }
+    let (udp, tcp) = bind_anew(listen).await?;
+    listeners::keep(KEPT_UDP, &udp);
+    listeners::keep(KEPT_TCP, &tcp);
+    Ok((udp, tcp))
+}
+
+async fn bind_anew(listen: SocketAddr) -> Result<(UdpSocket, TcpListener), DnsError> {
     let failed = |address, transport| {
         move |source| DnsError::Listen {
             address,

@@ -4,6 +4,7 @@
 //! The "new version" is a copy of the same program with a byte behind it: another file of another digest. One that is broken is a
 //! script in its place.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -87,6 +88,23 @@ fn programs(dev: &Dev) -> PathBuf {
     dev.state().join("machines/m1/programs")
 }
 
+/// The sockets that questions for names come to, as the kernel numbers them.
+fn name_sockets(dev: &Dev) -> BTreeSet<String> {
+    let daemon = dev.daemon("m1");
+    let mut found = BTreeSet::new();
+    for table in ["udp", "tcp"] {
+        let table = std::fs::read_to_string(format!("/proc/{daemon}/net/{table}")).unwrap();
+        for line in table.lines().skip(1) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            // Port 53, bound or listening.
+            if words[1].ends_with(":0035") && ["07", "0A"].contains(&words[3]) {
+                found.insert(words[9].to_owned());
+            }
+        }
+    }
+    found
+}
+
 /// Asks for a name all the time; how long it was unanswered at most.
 struct Asker {
     stop: Arc<AtomicBool>,
@@ -129,6 +147,8 @@ fn fault_08_upgrade_under_load() {
     until("its name is answered", || {
         (!dev.resolve(&named, "named.svc").is_empty()).then_some(())
     });
+    let sockets = name_sockets(&dev);
+    assert_eq!(sockets.len(), 2, "{sockets:?}");
     for (number, program) in [BERTHD, KEEPER, BERTHD].into_iter().enumerate() {
         let member = if program == BERTHD {
             "daemonPid"
@@ -149,6 +169,11 @@ fn fault_08_upgrade_under_load() {
             (!dev.resolve(&named, "named.svc").is_empty()).then_some(())
         });
         eprintln!("{program}: names were unanswered for at most {:?}", asker.end());
+        assert_eq!(
+            name_sockets(&dev),
+            sockets,
+            "{program}: what was asked meanwhile was kept"
+        );
         let runs = runs_from(&dev, member);
         assert_eq!(runs.parent().unwrap(), programs(&dev), "{program}");
         assert_eq!(sha256(&runs), sha256(&new), "{program}");
