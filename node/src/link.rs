@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::link;
-use berth_api::time::monotonic;
+use berth_api::time::{Timestamp, monotonic};
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -98,7 +98,7 @@ impl LinkError {
     fn of_status(status: &Status, url: &str) -> Self {
         if let Some(transport) = std::error::Error::source(status) {
             let (url, message) = (url.to_owned(), words(transport));
-            return match tls_fault(transport) {
+            return match tls_fault(&message) {
                 Some(TlsFault::Clock) => Self::Clock { url, message },
                 Some(TlsFault::Certificate) => Self::CertificateRefused { url, message },
                 None => Self::Broken { url, message },
@@ -132,33 +132,28 @@ enum TlsFault {
     Certificate,
 }
 
-fn tls_fault(error: &(dyn std::error::Error + 'static)) -> Option<TlsFault> {
-    use rustls::{AlertDescription as Alert, CertificateError as Of, Error as Tls};
-    let mut next = Some(error);
-    while let Some(error) = next {
-        // An error of input or output keeps what is in it apart from its source.
-        let inner = error
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref);
-        let tls = error
-            .downcast_ref::<Tls>()
-            .or_else(|| inner.and_then(|inner| inner.downcast_ref::<Tls>()));
-        match tls {
-            Some(Tls::InvalidCertificate(
-                Of::NotValidYet | Of::NotValidYetContext { .. } | Of::Expired | Of::ExpiredContext { .. },
-            )) => return Some(TlsFault::Clock),
-            Some(Tls::AlertReceived(
-                Alert::CertificateExpired
-                | Alert::CertificateUnknown
-                | Alert::BadCertificate
-                | Alert::UnknownCA
-                | Alert::DecryptError
-                | Alert::CertificateRevoked,
-            )) => return Some(TlsFault::Certificate),
-            Some(_) | None => next = error.source(),
-        }
+/// By its words: the layers around TLS pass nothing else on, and sometimes not even that.
+fn tls_fault(words: &str) -> Option<TlsFault> {
+    use rustls::{AlertDescription as Alert, Error as Tls};
+    let alerts = [
+        Alert::CertificateExpired,
+        Alert::CertificateUnknown,
+        Alert::BadCertificate,
+        Alert::UnknownCA,
+        Alert::DecryptError,
+        Alert::CertificateRevoked,
+    ];
+    if alerts
+        .iter()
+        .any(|alert| words.contains(&Tls::AlertReceived(*alert).to_string()))
+    {
+        return Some(TlsFault::Certificate);
     }
-    None
+    let is_of_time = ["certificate not valid yet", "certificate expired"];
+    is_of_time
+        .iter()
+        .any(|word| words.contains(word))
+        .then_some(TlsFault::Clock)
 }
 
 /// The whole chain of an error, for the status.
@@ -218,7 +213,9 @@ pub async fn run(mut link: Link, mut credentials: Credentials, cancel: Cancellat
         if began.elapsed() >= GOOD_SESSION {
             pause = REDIAL_FIRST;
         }
-        if error.is_about_identity() {
+        // A connection that ends while it is made may be all that is heard of a certificate that has run out.
+        let is_overdue = Timestamp::now() >= credentials.enrolment.renew_at && began.elapsed() < GOOD_SESSION;
+        if error.is_about_identity() || (is_overdue && matches!(error, LinkError::Broken { .. })) {
             // A session that ends can be cancelled anywhere: the daemon ends, and the next start dials again.
             let again = cancel.run_until_cancelled(link.enrol_again(&mut credentials));
             if again.await.is_none() {
@@ -307,5 +304,44 @@ impl Link {
             self.ledger.write_blob(DIRECTORY_BLOB, whole.encode_to_vec());
         }
         applied
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::UnixTime;
+    use rustls::{AlertDescription, CertificateError, Error as Tls};
+
+    use super::*;
+
+    fn fault_of(error: &Tls) -> Option<TlsFault> {
+        tls_fault(&format!("transport error: {error}"))
+    }
+
+    #[test]
+    fn a_certificate_of_another_time_is_a_fault_of_the_clock_and_a_refused_one_of_the_identity() {
+        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let (time, not_before, not_after) = (at(5), at(6), at(4));
+        for error in [
+            CertificateError::NotValidYetContext { time, not_before },
+            CertificateError::ExpiredContext { time, not_after },
+        ] {
+            assert_eq!(fault_of(&Tls::InvalidCertificate(error)), Some(TlsFault::Clock));
+        }
+        for alert in [AlertDescription::CertificateExpired, AlertDescription::UnknownCA] {
+            assert_eq!(fault_of(&Tls::AlertReceived(alert)), Some(TlsFault::Certificate));
+        }
+        let others = [
+            Tls::InvalidCertificate(CertificateError::UnknownIssuer),
+            Tls::AlertReceived(AlertDescription::InternalError),
+        ];
+        for error in others {
+            assert_eq!(fault_of(&error), None);
+        }
+        // A fault of the clock is waited out; the other is worth the token.
+        let (url, message) = (String::new(), String::new());
+        assert!(!LinkError::Clock { url, message }.is_about_identity());
+        let (url, message) = (String::new(), String::new());
+        assert!(LinkError::CertificateRefused { url, message }.is_about_identity());
     }
 }

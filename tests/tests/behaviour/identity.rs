@@ -73,3 +73,31 @@ fn a_certificate_is_renewed_under_load_and_again_after_a_failure() {
     }
     drop(follower);
 }
+
+/// As after more than a day without a scheduler: the certificate is nobody's, and TLS itself refuses it.
+#[test]
+fn a_machine_whose_certificate_is_refused_enrols_again_with_its_token_and_key() {
+    let Some(dev) = Dev::up(1) else { return };
+    dev.apply(&[container(&dev, "web", 1)]);
+    dev.until_ready("web", 1);
+    let pids = dev.pids();
+    let state = dev.state().join("machines/m1/state");
+    let (certificate, enrolment) = (state.join("machine.pem"), state.join("enrolment.json"));
+    let key = rcgen::KeyPair::from_pem(&std::fs::read_to_string(state.join("machine.key")).unwrap()).unwrap();
+    let stranger = rcgen::CertificateParams::default()
+        .self_signed(&key)
+        .unwrap()
+        .pem();
+    std::fs::write(&certificate, &stranger).unwrap();
+    let text = std::fs::read_to_string(&enrolment).unwrap();
+    let past = text.replace(&renew_at(&enrolment), "2026-01-01T00:00:00.000Z");
+    std::fs::write(&enrolment, past).unwrap();
+    let daemon = dev.daemon("m1");
+    signal(daemon, Signal::KILL);
+    dev.another(Program::Daemon, Some(daemon));
+    until("it has another certificate", || {
+        (std::fs::read_to_string(&certificate).unwrap() != stranger).then_some(())
+    });
+    until("it is linked", || is_linked(&dev).then_some(()));
+    assert_eq!(dev.pids(), pids);
+}
