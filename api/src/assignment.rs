@@ -15,6 +15,7 @@ use crate::container::{
 };
 use crate::id::{ClusterId, ContainerName, MachineId, ReplicaId};
 use crate::machine::GpuDevice;
+use crate::probe::Probes;
 use crate::time::Timestamp;
 use crate::units::{Bytes, optional_bytes_text};
 use crate::volume::{SharedMount, VolumeTarget};
@@ -174,6 +175,9 @@ pub struct Assignment {
     pub shared_mounts: Vec<SharedMount>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
+    /// Instead of a health check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probes: Option<Probes>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_balancer_target: Option<LoadBalancerTarget>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::id::{ContainerName, GroupId};
 use crate::machine::GPU_MILLI;
 use crate::placement::PlacementRules;
+use crate::probe::Probes;
 use crate::units::{Bytes, Cpu, bytes_text, optional_bytes_text};
 use crate::volume::{OrdinalVolume, SharedMount};
 
@@ -367,6 +368,9 @@ pub struct ContainerSpec {
     pub command: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
+    /// Invariant: none beside a health check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probes: Option<Probes>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_balancer_target: Option<LoadBalancerTarget>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -9,6 +9,7 @@
 //! | [`units`] | vCPU and bytes in exact arithmetic |
 //! | [`time`] | wall-clock timestamps and the only place that reads a clock |
 //! | [`cluster`], [`container`], [`machine`], [`replica`], [`volume`] | the nouns of the design |
+//! | [`probe`] | startup, readiness and liveness probes |
 //! | [`placement`] | labels, and which machines a container's replicas may run on |
 //! | [`assignment`] | what one machine must run: the set, its position, its digest |
 //! | [`event`] | the events of the wire API |
@@ -26,6 +27,7 @@ pub mod explain;
 pub mod id;
 pub mod machine;
 pub mod placement;
+pub mod probe;
 pub mod replica;
 pub mod rest;
 pub mod stack;

@@ -24,6 +24,7 @@ mod edges;
 pub mod node;
 pub mod operator;
 mod pattern;
+pub(crate) mod probes;
 pub mod repack;
 pub mod rollout;
 #[cfg(feature = "openapi")]

@@ -20,9 +20,10 @@ use crate::id::{ContainerName, GroupId};
 use crate::placement::placement;
 use crate::rest::container::contradictions;
 use crate::rest::declaration::{
-    command, cpu_range, disruption_budget, environment, gpu_request, health_check, image, memory_range,
-    mount_path, port, ports, scale, size,
+    command, cpu_range, disruption_budget, environment, gpu_request, image, memory_range, mount_path, port,
+    ports, scale, size,
 };
+use crate::rest::probes::{health_check, probes};
 use crate::units::Bytes;
 use crate::validate::{Cursor, Faults, parse_json, read, shown_text};
 use crate::volume::{OrdinalVolume, SharedMount, VolumeTarget};
@@ -251,6 +252,9 @@ fn container(
     let health_check = config
         .member("healthCheck")
         .optional(|check| health_check(check, first_port));
+    let probes = config
+        .member("probes")
+        .optional(|member| probes(member, first_port));
     let capacity_group = config.member("pool").or(context.default_group.clone(), |pool| {
         pool.parse("a capacity group id", GroupId::new)
     });
@@ -269,6 +273,7 @@ fn container(
         env: env?,
         command: command?,
         health_check: health_check?,
+        probes: probes?,
         load_balancer_target: None,
         service_account: None,
         shared_mounts: Vec::new(),

@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::credentials::{Credentials, Store};
 use crate::dns::{DirectoryState, Dns, DnsConfig};
 use crate::events::EventQueue;
-use crate::health::{Prober, Programs};
+use crate::health::{Inside, Prober};
 use crate::host::Host;
 use crate::host::linux::LinuxHost;
 use crate::ledger::{Ledger, Loaded};
@@ -167,7 +167,7 @@ async fn serve(
         inbox,
         inbox_sender,
         probes,
-        prober: Prober::new(reports, Arc::clone(&host) as Arc<dyn Programs>),
+        prober: Prober::new(reports, Arc::clone(&host) as Arc<dyn Inside>),
         answers: answer_sender,
         events,
         snapshots,

@@ -275,9 +275,13 @@ fn helps(phase: Phase) -> &'static str {
             "nothing to do unless it lasts: then see berthd status and journalctl -u berthd"
         }
         Phase::Image => "nothing to do while bytes move; else see whether the registry is reached from here",
-        Phase::Started => "its health check must pass once; see its log for what it waits for itself",
+        Phase::Started => {
+            "its health check or probe must pass once; see its log for what it waits for itself"
+        }
         Phase::Healthy | Phase::Gone => "nothing to do",
-        Phase::Unhealthy => "see its log; it is restarted when it stays so",
+        Phase::Unhealthy => {
+            "see its log; a health check that stays so restarts it, a readiness probe does not"
+        }
         Phase::Backoff => "see its log, and mend what the failure names; it is tried again by itself",
         Phase::Stopping => "it is killed when its grace is over",
     }

@@ -23,7 +23,7 @@ use berth_api::time::Timestamp;
 use berth_api::units::{Bytes, Cpu};
 
 use crate::clock::{BootTime, Now};
-use crate::health::{ProbePhase, ProbeReport, ProbeTarget};
+use crate::health::{ProbeReport, ProbeTarget};
 use crate::host::{
     DiskPressure, Exit, HostPort, Needed, Observed, ObservedContainer, PullProgress, UsageSample,
 };
@@ -117,6 +117,8 @@ pub struct NodeCore {
     counter: u64,
     cpu: BTreeMap<ReplicaId, (BootTime, u64)>,
     status: Vec<ReplicaStatus>,
+    /// A startup probe has passed: what it held back is to be probed.
+    probes_due: bool,
 }
 
 impl NodeCore {
@@ -133,6 +135,7 @@ impl NodeCore {
             counter: 0,
             cpu: BTreeMap::new(),
             status: Vec::new(),
+            probes_due: false,
         };
         for (id, mut memory) in restored.replicas {
             if restored.rebooted {
@@ -338,13 +341,7 @@ impl NodeCore {
     /// Takes what the prober found.
     pub fn probed(&mut self, report: ProbeReport) {
         if let Some(replica) = self.replicas.get_mut(&report.replica_id) {
-            let passing = report.phase == ProbePhase::Passing;
-            replica.probed(
-                report.run,
-                passing,
-                report.consecutive_failures,
-                report.last_error,
-            );
+            self.probes_due |= replica.probed(report);
         }
     }
 
@@ -425,6 +422,9 @@ impl NodeCore {
         self.forget_gone();
         self.write(&mut output.writes);
         output.changed = self.refresh_status(now);
+        if std::mem::take(&mut self.probes_due) {
+            output.changed = Changed::Phase;
+        }
         output
     }
 
@@ -519,22 +519,7 @@ impl NodeCore {
     /// What must be probed.
     #[must_use]
     pub fn probes(&self) -> Vec<ProbeTarget> {
-        let target = |replica: &Replica| {
-            let assignment = replica.assignment()?;
-            let check = assignment.health_check.clone()?;
-            replica.running_pid()?;
-            let run = replica.belief.container.as_ref()?.run;
-            let std::net::IpAddr::V4(ip) = assignment.ip else {
-                return None;
-            };
-            Some(ProbeTarget {
-                replica_id: replica.id.clone(),
-                run,
-                ip,
-                check,
-            })
-        };
-        self.replicas.values().filter_map(target).collect()
+        self.replicas.values().flat_map(Replica::probes).collect()
     }
 
     /// Ports of the machine that are forwarded now.

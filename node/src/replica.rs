@@ -13,9 +13,11 @@
 //! daemon, and the time. There is no stored "state", so adoption after a crash is the ordinary path: beliefs are
 //! read from the runtime and the same function goes on from there. Owner: [`crate::plan::NodeCore`].
 
+mod probing;
 mod report;
 mod transition;
 
+pub use probing::{Health, Verdict};
 pub use transition::{Happening, Happenings, revision};
 
 use std::sync::Arc;
@@ -119,7 +121,9 @@ pub struct Memory {
     pub started_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_boot: Option<BootTime>,
-    /// The check has passed in this run: a restarted daemon keeps the replica ready.
+    /// The startup probe has passed in this run.
+    pub started: bool,
+    /// The check has passed in this run, or the readiness probe passes: a restarted daemon keeps the replica ready.
     pub passed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopping: Option<Stopping>,
@@ -146,6 +150,7 @@ impl Memory {
         self.retry_at = None;
         self.started_boot = None;
         self.stopping = None;
+        self.started = false;
         self.passed = false;
     }
 }
@@ -373,15 +378,6 @@ pub struct Replica {
     pub touched: u64,
 }
 
-/// What the prober says of the present run.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Health {
-    pub consecutive_failures: u32,
-    pub last_error: Option<String>,
-    /// The prober has seen `failureThreshold` failures since the last success.
-    pub failing: bool,
-}
-
 impl Replica {
     #[must_use]
     pub fn new(id: ReplicaId, goal: Goal, memory: Memory, now: Now) -> Self {
@@ -549,17 +545,6 @@ impl Replica {
             Some(until) if now.boot < until => Next::Wait(Waiting::Held { until }),
             _ => Next::Act(step),
         }
-    }
-
-    /// Ready to be found by name.
-    #[must_use]
-    pub fn ready(&self) -> bool {
-        let Goal::Run { assignment, .. } = &self.goal else {
-            return false;
-        };
-        self.running_pid().is_some()
-            && self.memory.stopping.is_none()
-            && (assignment.health_check.is_none() || (self.memory.passed && !self.health.failing))
     }
 }
 

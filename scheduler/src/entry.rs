@@ -27,16 +27,21 @@ use crate::placement::Chosen;
 use crate::world::{KeptWrite, RolloutTurn};
 
 /// Highest version of [`Record`]. A reader refuses a higher one. What is of which: [`version_of`].
-pub const RECORD_VERSION: u32 = 2;
+pub const RECORD_VERSION: u32 = 3;
 
 /// The lowest version of stored records and snapshots whose readers understand a declaration. 2: it wants a share of a GPU,
-/// which a reader of 1 takes for all of it, or has a check of another kind than HTTP, which a reader of 1 takes for that.
+/// which a reader of 1 takes for all of it, or has a check of another kind than HTTP, which a reader of 1 takes for that. 3: it has
+/// probes, which a reader of 2 takes for none, so that whatever runs would be ready.
 pub(crate) fn version_of(spec: &ContainerSpec) -> u32 {
     let gpu = spec.resources.gpu.as_ref();
     let check = spec.health_check.as_ref();
     let is_newer = gpu.is_some_and(|gpu| gpu.share.is_some())
         || check.is_some_and(|check| check.kind != ProbeKind::Http);
-    if is_newer { 2 } else { 1 }
+    match (spec.probes.is_some(), is_newer) {
+        (true, _) => 3,
+        (false, true) => 2,
+        (false, false) => 1,
+    }
 }
 
 /// One line of the log.
@@ -597,17 +602,21 @@ mod tests {
             assert_eq!(written.contains(r#""devices":"#), has_devices, "{written}");
             // Older readers would take a share for a whole device, and ask by HTTP.
             let is_newer = written.contains(r#""share":"#) || written.contains(r#""kind":"exec""#);
-            let version = if is_newer { r#"{"v":2,"# } else { r#"{"v":1,"# };
+            let version = match (written.contains(r#""probes":"#), is_newer) {
+                (true, _) => r#"{"v":3,"#,
+                (false, true) => r#"{"v":2,"#,
+                (false, false) => r#"{"v":1,"#,
+            };
             assert!(written.starts_with(version), "{written}");
         }
     }
 
     #[test]
     fn a_newer_record_is_refused() {
-        let error = Entry::from_record(br#"{"v":3,"type":"unheardOf"}"#).unwrap_err();
+        let error = Entry::from_record(br#"{"v":4,"type":"unheardOf"}"#).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the record has version 3, this program reads up to 2"
+            "the record has version 4, this program reads up to 3"
         );
         assert!(Entry::from_record(br#"{"v":1,"type":"unheardOf"}"#).is_err());
     }

@@ -113,6 +113,7 @@ pub(crate) fn stateless(name: &str, count: u32) -> ContainerSpec {
         env: BTreeMap::new(),
         command: None,
         health_check: None,
+        probes: None,
         load_balancer_target: None,
         service_account: None,
         shared_mounts: vec![],

@@ -418,8 +418,7 @@ enum Event {
     Probe {
         machine: usize,
         life: u64,
-        id: ReplicaId,
-        run: u32,
+        of: node::Probed,
     },
     RuntimeUp {
         machine: usize,
@@ -734,12 +733,7 @@ impl Simulation {
                 pid,
                 exit,
             } => self.exit_seen(machine, life, &id, pid, exit),
-            Event::Probe {
-                machine,
-                life,
-                id,
-                run,
-            } => self.probe(machine, life, &id, run),
+            Event::Probe { machine, life, of } => self.probe(machine, life, of),
             Event::RuntimeUp { machine } => self.machines[machine].host.is_runtime_down = false,
             Event::Mend { machine } => self.mend(machine),
             other => unreachable!("{other:?} is no machine's"),

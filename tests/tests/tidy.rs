@@ -42,6 +42,7 @@ const PURE: &[&str] = &[
     "node/src/plan.rs",
     "node/src/replica.rs",
     "node/src/replica",
+    "node/src/health/state.rs",
     "node/src/host/spec.rs",
     "node/src/host/seccomp.rs",
     "node/src/host/image/challenge.rs",

@@ -14,6 +14,7 @@ use crate::container::{
 };
 use crate::id::{ClusterId, ContainerName, GroupId, MachineId, ReplicaId};
 use crate::placement::PlacementRules;
+use crate::probe::Probes;
 use crate::replica::WireReplicaStatus;
 use crate::time::Timestamp;
 use crate::volume::{OrdinalVolume, SharedMount};
@@ -99,6 +100,8 @@ pub struct ContainerConfig {
     pub command: Option<Vec<String>>,
     #[serde(default)]
     pub health_check: Option<HealthCheck>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probes: Option<Probes>,
     #[serde(default)]
     pub load_balancer_target: Option<LoadBalancerTarget>,
     #[serde(default)]
@@ -148,6 +151,7 @@ impl ContainerConfig {
             env: spec.env.clone(),
             command: spec.command.clone(),
             health_check: spec.health_check.clone(),
+            probes: spec.probes.clone(),
             load_balancer_target: spec.load_balancer_target.clone(),
             service_account: spec.service_account.clone(),
             shared_mounts: spec.shared_mounts.clone(),

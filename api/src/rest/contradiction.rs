@@ -52,6 +52,14 @@ pub fn contradictions(spec: &ContainerSpec, platform: Platform) -> Vec<Fault> {
     if spec.links.iter().any(|link| link == spec.name.as_str()) {
         fault("links", format!("{} cannot link to itself", spec.name));
     }
+    if spec.health_check.is_some() && spec.probes.is_some() {
+        fault(
+            "probes",
+            "cannot stand beside healthCheck; keep one of the two: what decides who is found by name is probes.readiness, \
+             what restarts is probes.liveness"
+                .into(),
+        );
+    }
     faults.extend(spec.placement.iter().flat_map(placement_faults));
     faults.extend(volume_faults(spec, platform));
     faults.extend(mount_faults(spec));

@@ -6,11 +6,12 @@ use serde_json::Value;
 
 use super::contradiction::contradictions;
 use super::pattern;
+use super::probes::{health_check, probes};
 use crate::cluster::ClusterSpec;
 use crate::container::{
     Autoscaling, ContainerSpec, CpuRange, DisruptionBudget, FAILED_STARTS_MAX, GpuRequest, GpuShare,
-    HealthCheck, LoadBalancerTarget, MemoryRange, ProbeKind, ProbeMethod, REPLICAS_MAX, Resources,
-    RollbackPolicy, Scale, ServiceAccountTarget, default_target_cpu_percent, default_target_memory_percent,
+    LoadBalancerTarget, MemoryRange, REPLICAS_MAX, Resources, RollbackPolicy, Scale, ServiceAccountTarget,
+    default_target_cpu_percent, default_target_memory_percent,
 };
 use crate::id::{ContainerName, GroupId, Zone};
 use crate::machine::MACHINE_GPUS_MAX;
@@ -57,6 +58,9 @@ fn container(cursor: &Cursor<'_>, cluster: &ClusterSpec) -> Option<ContainerSpec
     let health_check = cursor
         .member("healthCheck")
         .optional(|check| health_check(check, first_port));
+    let probes = cursor
+        .member("probes")
+        .optional(|member| probes(member, first_port));
     let load_balancer_target = cursor.member("loadBalancerTarget").optional(load_balancer);
     let service_account = cursor.member("serviceAccount").optional(service_account);
     let shared_mounts = cursor
@@ -78,6 +82,7 @@ fn container(cursor: &Cursor<'_>, cluster: &ClusterSpec) -> Option<ContainerSpec
         env: env?,
         command: command?,
         health_check: health_check?,
+        probes: probes?,
         load_balancer_target: load_balancer_target?,
         service_account: service_account?,
         shared_mounts: shared_mounts?,
@@ -404,68 +409,6 @@ pub(crate) fn command(cursor: &Cursor<'_>) -> Option<Option<Vec<String>>> {
         })
     })?;
     Some(words.filter(|words| !words.is_empty()))
-}
-
-/// `first_port` is the default port.
-pub(crate) fn health_check(cursor: &Cursor<'_>, first_port: Option<u16>) -> Option<HealthCheck> {
-    cursor.object()?;
-    let path = cursor.member("path").or("/health".to_owned(), |path| {
-        path.matching("a path that starts with '/' and has no white space", |path| {
-            path.starts_with('/') && !path.chars().any(|c| c.is_whitespace() || c.is_control())
-        })
-    });
-    let port_member = cursor.member("port");
-    let port = if port_member.is_absent() {
-        // Without ports the list of ports has its own fault; 0 never leaves this reader then.
-        Some(first_port.unwrap_or_default())
-    } else {
-        port(&port_member)
-    };
-    let method = cursor.member("method").or(ProbeMethod::Get, |method| {
-        method.word(&[
-            ("GET", ProbeMethod::Get),
-            ("POST", ProbeMethod::Post),
-            ("HEAD", ProbeMethod::Head),
-        ])
-    });
-    let timeout_seconds = cursor
-        .member("timeoutSeconds")
-        .or(1, |timeout| timeout.count(1..=5));
-    let failure_threshold = cursor
-        .member("failureThreshold")
-        .or(3, |threshold| threshold.count(1..=10));
-    let (kind, command) = probe_kind(cursor)?;
-    Some(HealthCheck {
-        kind,
-        command,
-        path: path?,
-        port: port?,
-        method: method?,
-        timeout_seconds: timeout_seconds?,
-        failure_threshold: failure_threshold?,
-    })
-}
-
-/// What a check does, and with which command. Members of other kinds change nothing: an answer names all of them, and may be sent back.
-fn probe_kind(cursor: &Cursor<'_>) -> Option<(ProbeKind, Vec<String>)> {
-    let kind = cursor.member("kind").or(ProbeKind::Http, |kind| {
-        kind.word(&[
-            ("http", ProbeKind::Http),
-            ("tcp", ProbeKind::Tcp),
-            ("exec", ProbeKind::Exec),
-        ])
-    })?;
-    let member = cursor.member("command");
-    let words = member.optional(command)?.flatten();
-    match (kind, words) {
-        (ProbeKind::Exec, Some(words)) => Some((kind, words)),
-        (ProbeKind::Exec, None) => {
-            member.refuse("a check of kind exec needs a command with at least one word")
-        }
-        (ProbeKind::Http | ProbeKind::Tcp, None) => Some((kind, vec![])),
-        (ProbeKind::Http | ProbeKind::Tcp, Some(_)) => member
-            .refuse("only a check of kind exec runs a command; leave it out, or write \"kind\": \"exec\""),
-    }
 }
 
 pub(crate) fn load_balancer(cursor: &Cursor<'_>) -> Option<LoadBalancerTarget> {

@@ -18,6 +18,7 @@ use crate::machine::{
     StorageCapacity,
 };
 use crate::placement::labels;
+use crate::probe::Probes;
 use crate::replica::WireReplicaStatus;
 use crate::time::Timestamp;
 use crate::units::{Bytes, Cpu, cpu_number};
@@ -480,6 +481,9 @@ pub struct ReplicaAssignment {
     pub env: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
+    /// Instead of a health check. Berth's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probes: Option<Probes>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -508,6 +512,7 @@ impl ReplicaAssignment {
             image: assignment.image.clone(),
             env: assignment.env.clone(),
             health_check: assignment.health_check.clone(),
+            probes: assignment.probes.clone(),
             command: assignment.command.clone(),
             service_account: assignment.service_account.clone(),
             status,

@@ -82,6 +82,47 @@ pub struct HealthCheckRequest {
     pub failure_threshold: Option<u32>,
 }
 
+/// At least one of the three; excludes a health check.
+#[derive(Debug, ToSchema)]
+pub struct ProbesRequest {
+    /// The other two wait until it has passed; the replica is restarted when it fails.
+    pub startup: Option<ProbeRequest>,
+    /// Decides who is found by name, by load balancers and on host ports; never restarts.
+    pub readiness: Option<ProbeRequest>,
+    /// The replica is restarted when it fails.
+    pub liveness: Option<ProbeRequest>,
+}
+
+/// One probe.
+#[derive(Debug, ToSchema)]
+#[schema(rename_all = "camelCase")]
+pub struct ProbeRequest {
+    #[schema(default = "http")]
+    pub kind: Option<ProbeKind>,
+    /// What a probe of kind exec runs in the replica.
+    pub command: Option<Vec<String>>,
+    #[schema(pattern = r"^/[^\s\x00-\x1f\x7f-\x9f]*$", default = "/health")]
+    pub path: Option<String>,
+    /// The first port unless told.
+    #[schema(minimum = 1, maximum = 65535)]
+    pub port: Option<u16>,
+    #[schema(default = "GET")]
+    pub method: Option<ProbeMethod>,
+    #[schema(minimum = 0, maximum = 3600, default = 0)]
+    pub initial_delay_seconds: Option<u32>,
+    /// 10 unless told, 1 of a startup probe.
+    #[schema(minimum = 1, maximum = 3600)]
+    pub period_seconds: Option<u32>,
+    #[schema(minimum = 1, maximum = 60, default = 1)]
+    pub timeout_seconds: Option<u32>,
+    /// 1 but for readiness.
+    #[schema(minimum = 1, maximum = 100, default = 1)]
+    pub success_threshold: Option<u32>,
+    /// 3 unless told, 30 of a startup probe.
+    #[schema(minimum = 1, maximum = 1000)]
+    pub failure_threshold: Option<u32>,
+}
+
 /// Body of `POST /clusters/{c}/containers`.
 #[derive(Debug, ToSchema)]
 #[schema(rename_all = "camelCase")]
@@ -106,6 +147,8 @@ pub struct CreateContainerRequest {
     pub env: Option<BTreeMap<String, String>>,
     pub command: Option<Vec<String>>,
     pub health_check: Option<HealthCheckRequest>,
+    /// Berth's addition, instead of a health check.
+    pub probes: Option<ProbesRequest>,
     /// Of the cluster's platform.
     pub load_balancer_target: Option<LoadBalancerTarget>,
     /// Of the cluster's platform.
@@ -157,6 +200,8 @@ pub struct UpdateContainerRequest {
     pub service_account: Option<ServiceAccountTarget>,
     /// Berth's addition; null removes it.
     pub health_check: Option<HealthCheckRequest>,
+    /// Berth's addition, instead of a health check; null removes it.
+    pub probes: Option<ProbesRequest>,
     /// Berth's addition.
     pub shared_mounts: Option<Vec<SharedMount>>,
     /// Berth's addition.

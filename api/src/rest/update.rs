@@ -8,14 +8,16 @@ use serde_json::Value;
 use super::container::create_request;
 use super::contradiction::contradictions;
 use super::declaration::{
-    command, disruption_budget, environment, health_check, image, link, resources, rollback, scale,
-    service_account, shared_mount, volume,
+    command, disruption_budget, environment, image, link, resources, rollback, scale, service_account,
+    shared_mount, volume,
 };
+use super::probes::{health_check, probes};
 use crate::cluster::ClusterSpec;
 use crate::container::{
     ContainerSpec, DisruptionBudget, HealthCheck, Resources, RollbackPolicy, Scale, ServiceAccountTarget,
 };
 use crate::placement::{PlacementRules, placement};
+use crate::probe::Probes;
 use crate::validate::{Cursor, Faults, read};
 use crate::volume::{OrdinalVolume, SharedMount};
 
@@ -34,6 +36,7 @@ pub struct ContainerUpdate {
     pub service_account: Option<Option<ServiceAccountTarget>>,
     /// Berth's additions: a health check can be changed or removed after creation, and so can mounts and links.
     pub health_check: Option<Option<HealthCheck>>,
+    pub probes: Option<Option<Probes>>,
     pub shared_mounts: Option<Vec<SharedMount>>,
     pub links: Option<Vec<String>>,
     pub disruption_budget: Option<Option<DisruptionBudget>>,
@@ -64,6 +67,9 @@ impl ContainerUpdate {
             let health_check = removable(&cursor.member("healthCheck"), |check| {
                 health_check(check, current.ports.first().copied())
             });
+            let probes = removable(&cursor.member("probes"), |member| {
+                probes(member, current.ports.first().copied())
+            });
             let shared_mounts = cursor
                 .member("sharedMounts")
                 .optional(|mounts| mounts.list(shared_mount));
@@ -81,6 +87,7 @@ impl ContainerUpdate {
                 command: command?,
                 service_account: service_account?,
                 health_check: health_check?,
+                probes: probes?,
                 shared_mounts: shared_mounts?,
                 links: links?,
                 disruption_budget: budget?,
@@ -106,6 +113,7 @@ impl ContainerUpdate {
         }
         set(&mut spec.service_account, &self.service_account);
         set(&mut spec.health_check, &self.health_check);
+        set(&mut spec.probes, &self.probes);
         set(&mut spec.shared_mounts, &self.shared_mounts);
         set(&mut spec.links, &self.links);
         set(&mut spec.disruption_budget, &self.disruption_budget);

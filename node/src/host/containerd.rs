@@ -40,6 +40,7 @@ pub use attach::{Attached, Control, Program};
 pub(crate) use call::{Headers, Tolerate, within};
 pub use call::{RuntimeError, RuntimeErrorClass};
 pub(crate) use events::timestamp;
+pub use exec::Beside;
 pub use lifecycle::SignalTarget;
 
 use super::cgroup;
@@ -183,8 +184,7 @@ struct Known {
     waited_pid: Option<u32>,
     /// Pid whose end has been reported.
     reported_pid: Option<u32>,
-    /// Held by the program that runs beside the first process.
-    beside: Arc<tokio::sync::Mutex<()>>,
+    beside: exec::Turns,
 }
 
 impl fmt::Debug for Runtime {

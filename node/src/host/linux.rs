@@ -29,7 +29,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Mutex as AsyncMutex, broadcast};
 
 use super::containerd::{
-    ContainerPlan, Exit as RuntimeExit, Runtime, RuntimeConfig, RuntimeContainer, RuntimeError,
+    Beside, ContainerPlan, Exit as RuntimeExit, Runtime, RuntimeConfig, RuntimeContainer, RuntimeError,
     RuntimeErrorClass, RuntimeEvent, SignalTarget, TaskStatus,
 };
 use super::image::{CollectConfig, Fault as ImageFault, Images, ImagesConfig, PulledImage};
@@ -41,7 +41,7 @@ use super::{
 };
 use crate::config::Config;
 use crate::dns;
-use crate::health::Programs;
+use crate::health::{Inside, ProbeRole};
 use firewall::FirewallDriver;
 use logs::Logs;
 use storage::Storage;
@@ -570,16 +570,21 @@ impl Host for LinuxHost {
     }
 }
 
-impl Programs for LinuxHost {
+impl Inside for LinuxHost {
     fn run<'a>(
         &'a self,
         replica_id: &'a ReplicaId,
+        role: ProbeRole,
         command: &'a [String],
         deadline: Duration,
     ) -> BoxFuture<'a, Option<Result<(), String>>> {
         Box::pin(async move {
             let id = container_id(replica_id);
-            let ended = self.runtime.exec(&id, command.to_vec(), deadline).await;
+            let beside = match role {
+                ProbeRole::Check | ProbeRole::Startup | ProbeRole::Readiness => Beside::Probe,
+                ProbeRole::Liveness => Beside::Liveness,
+            };
+            let ended = self.runtime.exec(&id, beside, command.to_vec(), deadline).await;
             // The words after it may hold a password.
             let program: String = command
                 .first()
@@ -601,6 +606,14 @@ impl Programs for LinuxHost {
                 }
             }
         })
+    }
+
+    fn namespace(&self, replica_id: &ReplicaId) -> Option<PathBuf> {
+        let memory = self.memory();
+        memory
+            .attachments
+            .get(replica_id)
+            .map(|found| found.netns.clone())
     }
 }
 

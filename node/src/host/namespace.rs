@@ -6,16 +6,16 @@
 
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::Handle;
 use rustix::mount::UnmountFlags;
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 use tokio::sync::oneshot;
 
 /// The namespace of the calling thread, as a file.
@@ -38,14 +38,16 @@ pub enum NamespaceError {
     Enter(#[source] io::Error),
     #[error("starting a thread for a network namespace")]
     Thread(#[source] io::Error),
-    #[error("connecting: {0}")]
-    Connect(io::Error),
     #[error("opening a netlink socket")]
     Netlink(#[source] io::Error),
     #[error("the kernel did not finish within {0:?}")]
     Deadline(Duration),
     #[error("the thread in the network namespace stopped early")]
     Stopped,
+    #[error("an earlier call hangs in the network namespace")]
+    Hangs,
+    #[error("working in a network namespace")]
+    Work(#[source] io::Error),
     #[error("setting {path} to {value}")]
     Sysctl {
         path: String,
@@ -117,46 +119,6 @@ impl Namespace {
         }
     }
 
-    /// Connects by TCP from inside the namespace, to the first of `addresses` that takes it. Each has a part of the deadline.
-    ///
-    /// # Errors
-    /// When the thread cannot be had, no address takes the connection, or the deadline passes.
-    pub async fn connect(
-        &self,
-        addresses: Vec<SocketAddr>,
-        deadline: Duration,
-    ) -> Result<TcpStream, NamespaceError> {
-        let (reply, answer) = oneshot::channel();
-        let namespace = self.clone();
-        let connect = move || {
-            namespace.enter()?;
-            let each = deadline / u32::try_from(addresses.len()).unwrap_or(1).max(1);
-            let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
-            for address in &addresses {
-                match std::net::TcpStream::connect_timeout(address, each) {
-                    Ok(stream) => return Ok(stream),
-                    Err(error) => failed = error,
-                }
-            }
-            Err(NamespaceError::Connect(failed))
-        };
-        std::thread::Builder::new()
-            .name("berth-netns".into())
-            .spawn(move || {
-                // The receiver is gone when the deadline passed: nobody waits for the answer.
-                reply.send(connect()).ok();
-            })
-            .map_err(NamespaceError::Thread)?;
-        let stream = match tokio::time::timeout(deadline, answer).await {
-            Ok(Ok(connected)) => connected?,
-            Ok(Err(_)) => return Err(NamespaceError::Stopped),
-            Err(_) => return Err(NamespaceError::Deadline(deadline)),
-        };
-        // A socket stays in the namespace that it was made in.
-        stream.set_nonblocking(true).map_err(NamespaceError::Connect)?;
-        TcpStream::from_std(stream).map_err(NamespaceError::Connect)
-    }
-
     fn block_on<T, E, W>(&self, work: W) -> Result<T, E>
     where
         E: From<NamespaceError>,
@@ -178,6 +140,66 @@ impl Namespace {
 impl AsFd for Namespace {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// The way into the namespace at a path, for one caller: one thread at a time, so that a kernel that hangs costs one thread however
+/// often its caller gives up and comes again.
+#[derive(Debug)]
+pub struct Door {
+    path: PathBuf,
+    is_busy: Arc<AtomicBool>,
+}
+
+impl Door {
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        let is_busy = Arc::default();
+        Self { path, is_busy }
+    }
+
+    /// Does `work` on a thread inside the namespace. The caller has the deadline: given up, the thread finishes alone.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered, `work` fails, or the thread of an earlier call has not come back.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T, NamespaceError> {
+        if self.is_busy.swap(true, Ordering::AcqRel) {
+            return Err(NamespaceError::Hangs);
+        }
+        let busy = Busy(Arc::clone(&self.is_busy));
+        let (reply, answer) = oneshot::channel();
+        let path = self.path.clone();
+        std::thread::Builder::new()
+            .name("berth-netns".into())
+            .spawn(move || {
+                let entered = Namespace::at(&path).and_then(|namespace| namespace.enter());
+                let done = entered.and_then(|()| work().map_err(NamespaceError::Work));
+                // First: whoever has the answer may call again.
+                drop(busy);
+                // The receiver is gone when its caller gave up.
+                reply.send(done).ok();
+            })
+            .map_err(NamespaceError::Thread)?;
+        answer.await.unwrap_or(Err(NamespaceError::Stopped))
+    }
+
+    /// A TCP socket of the namespace; it stays there whoever connects it.
+    ///
+    /// # Errors
+    /// As [`Door::run`].
+    pub async fn tcp_socket(&self) -> Result<TcpSocket, NamespaceError> {
+        self.run(TcpSocket::new_v4).await
+    }
+}
+
+struct Busy(Arc<AtomicBool>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 

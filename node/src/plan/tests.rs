@@ -14,6 +14,7 @@ use berth_api::id::ContainerName;
 use berth_api::replica::{Cause, Phase};
 
 use super::*;
+use crate::health::{ProbePhase, ProbeRole};
 use crate::host::fake::{FakeHost, Verb, When};
 use crate::host::{Change, HostError, Signal};
 use crate::replica::{GOOD_RUN, Happening};
@@ -22,6 +23,7 @@ mod absurd;
 mod disk;
 mod histories;
 mod preflight;
+mod probing;
 mod resize;
 
 fn id(n: usize) -> ReplicaId {
@@ -61,6 +63,7 @@ fn assignment(n: usize, version: u32) -> Assignment {
         volume: None,
         shared_mounts: vec![],
         health_check: None,
+        probes: None,
         load_balancer_target: None,
         service_account: None,
         stop_grace_ms: 10_000,
@@ -670,6 +673,7 @@ fn a_check_that_fails_for_long_restarts_the_replica() {
         node.core.probed(ProbeReport {
             replica_id: id(0),
             run,
+            role: ProbeRole::Check,
             phase,
             consecutive_failures,
             last_error,

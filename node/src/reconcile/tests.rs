@@ -15,18 +15,23 @@ use crate::plan::{Identity, Restored};
 /// Far above what is needed: the test machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Nothing here is probed by a program.
+/// Nothing here is probed.
 #[derive(Debug)]
 struct NoPrograms;
 
-impl crate::health::Programs for NoPrograms {
+impl crate::health::Inside for NoPrograms {
     fn run<'a>(
         &'a self,
         _: &'a ReplicaId,
+        _: crate::health::ProbeRole,
         _: &'a [String],
         _: Duration,
     ) -> futures::future::BoxFuture<'a, Option<Result<(), String>>> {
         Box::pin(async { None })
+    }
+
+    fn namespace(&self, _: &ReplicaId) -> Option<std::path::PathBuf> {
+        None
     }
 }
 
@@ -124,6 +129,7 @@ fn assignment(n: u8) -> Assignment {
         volume: None,
         shared_mounts: vec![],
         health_check: None,
+        probes: None,
         load_balancer_target: None,
         service_account: None,
         stop_grace_ms: 1000,

@@ -2,8 +2,10 @@
 
 use berth_api::replica::{Phase, ReplicaStatus, Wait};
 
+use super::probing::Standing;
 use super::{Goal, Part, Replica, Step, StopWhy, Task, Waiting};
 use crate::clock::Now;
+use crate::health::ProbeRole;
 
 impl Replica {
     /// The phase that follows from what is under way.
@@ -47,14 +49,11 @@ impl Replica {
             None => Phase::Backoff,
             Some(Task::Broken | Task::Exited(_)) => Phase::Backoff,
             Some(Task::Created) => Phase::Created,
-            Some(Task::Running { .. } | Task::Unknown { .. }) => {
-                let checked = self.assignment().is_some_and(|a| a.health_check.is_some());
-                match (checked, self.health.failing, self.memory.passed) {
-                    (true, true, _) => Phase::Unhealthy,
-                    (true, false, false) => Phase::Started,
-                    (true, false, true) | (false, ..) => Phase::Healthy,
-                }
-            }
+            Some(Task::Running { .. } | Task::Unknown { .. }) => match self.standing() {
+                Standing::Failing(_) => Phase::Unhealthy,
+                Standing::Unproven(_) => Phase::Started,
+                Standing::Well => Phase::Healthy,
+            },
         }
     }
 
@@ -87,7 +86,7 @@ impl Replica {
             cause: self.memory.cause.clone(),
             failed_at: self.memory.failed_at,
             recent_crashes: self.memory.crashes,
-            consecutive_failures: self.health.consecutive_failures,
+            consecutive_failures: self.consecutive_failures(),
             usage: self.usage.filter(|_| self.running_pid().is_some()),
         }
     }
@@ -123,15 +122,7 @@ impl Replica {
         match self.waiting.as_ref() {
             None => Some("the node has not read the state of its machine yet".into()),
             Some(Waiting::Running) => match phase {
-                Phase::Started => Some(match &self.health.last_error {
-                    None => "its health check has not passed yet".into(),
-                    Some(error) => format!("its health check has not passed yet: {error}"),
-                }),
-                Phase::Unhealthy => Some(format!(
-                    "its health check failed {} times in a row: {}",
-                    self.health.consecutive_failures,
-                    self.health.last_error.as_deref().unwrap_or("no answer")
-                )),
+                Phase::Started | Phase::Unhealthy | Phase::Healthy => self.probe_reason(),
                 _ => None,
             },
             Some(Waiting::Resize { .. }) => {
@@ -161,6 +152,31 @@ impl Replica {
                 Some("the scheduler: it is in no assignment set and no stop is confirmed".into())
             }
             Some(Waiting::Gone) => None,
+        }
+    }
+
+    /// Which probe fails, and why.
+    fn probe_reason(&self) -> Option<String> {
+        let verdict = |role| match role {
+            ProbeRole::Startup => &self.health.startup,
+            ProbeRole::Check | ProbeRole::Readiness => &self.health.readiness,
+            ProbeRole::Liveness => &self.health.liveness,
+        };
+        let failed = |role| {
+            let verdict = verdict(role);
+            let (failures, error) = (verdict.consecutive_failures, verdict.error());
+            format!("its {role} failed {failures} times in a row: {error}")
+        };
+        match self.standing() {
+            Standing::Unproven(role) => Some(match &verdict(role).last_error {
+                None => format!("its {role} has not passed yet"),
+                Some(error) => format!("its {role} has not passed yet: {error}"),
+            }),
+            Standing::Failing(role) => Some(failed(role)),
+            // Not restarted yet, and soon may be.
+            Standing::Well => {
+                (self.health.liveness.consecutive_failures > 0).then(|| failed(ProbeRole::Liveness))
+            }
         }
     }
 

@@ -10,8 +10,8 @@ use berth_api::replica::Cause;
 use berth_api::volume::VolumeTarget;
 
 use super::{
-    BUSY_DELAY, Container, DRAIN, Failure, GOOD_RUN, Goal, HEALTH_RESTART_FACTOR, Health, Outcome, Part,
-    Replica, STARTUP_ALLOWANCE, Step, StopWhy, Stopping, Task, UNANSWERED_MAX, backoff, is_crash_loop,
+    BUSY_DELAY, Container, DRAIN, Failure, GOOD_RUN, Goal, Health, Outcome, Part, Replica, STARTUP_ALLOWANCE,
+    Step, StopWhy, Stopping, Task, UNANSWERED_MAX, backoff, is_crash_loop,
 };
 use crate::clock::{BootTime, Now};
 use crate::host::{Exit, Fault, ImagePresence, Signal};
@@ -56,7 +56,7 @@ impl Replica {
         };
         let Some(why) = why else { return };
         // It may still be in the directory of a peer.
-        let serving = !self.health.failing;
+        let serving = !self.health.readiness.failing;
         match &mut self.memory.stopping {
             // A stop under way keeps its deadlines; what it is for may have changed.
             Some(stopping) => {
@@ -121,6 +121,7 @@ impl Replica {
                     self.memory.run
                 );
                 self.memory.run = *run;
+                self.memory.started = false;
                 self.memory.passed = false;
                 self.memory.stop_grace_ms = Some(assignment.stop_grace_ms);
                 self.memory.caps = Some(assignment.caps());
@@ -229,6 +230,7 @@ impl Replica {
                 self.memory.caps = None;
                 self.memory.ended_run = self.memory.run;
                 self.memory.stopping = None;
+                self.memory.started = false;
                 self.memory.passed = false;
                 self.belief.container = None;
                 self.belief.prepared = None;
@@ -415,6 +417,7 @@ impl Replica {
             return;
         }
         self.memory.ended_run = run;
+        self.memory.started = false;
         self.memory.passed = false;
         let why = self.memory.stopping.take().map(|stopping| stopping.why);
         let cause = match (why, &self.goal) {
@@ -497,47 +500,6 @@ impl Replica {
         }
     }
 
-    /// The last error of a check that has failed long enough for a restart.
-    fn unhealthy_too_long(&self, now: Now) -> Option<String> {
-        let check = self.assignment()?.health_check.as_ref()?;
-        let failures = self.health.consecutive_failures;
-        if failures < check.failure_threshold.saturating_mul(HEALTH_RESTART_FACTOR) {
-            return None;
-        }
-        let started = self.memory.started_boot?;
-        if !self.memory.passed && now.boot.since(started) < STARTUP_ALLOWANCE {
-            return None;
-        }
-        Some(
-            self.health
-                .last_error
-                .clone()
-                .unwrap_or_else(|| "no answer".into()),
-        )
-    }
-
-    /// Takes what the prober found in run `run`.
-    pub fn probed(&mut self, run: u32, passing: bool, consecutive_failures: u32, error: Option<String>) {
-        let Some(container) = &self.belief.container else {
-            return;
-        };
-        if container.run != run || self.running_pid().is_none() {
-            return;
-        }
-        self.memory.passed |= passing;
-        let threshold = self
-            .assignment()
-            .and_then(|assignment| assignment.health_check.as_ref())
-            .map_or(u32::MAX, |check| check.failure_threshold);
-        let failing =
-            !passing && (consecutive_failures >= threshold || (self.health.failing && self.memory.passed));
-        self.health = Health {
-            consecutive_failures,
-            last_error: error,
-            failing,
-        };
-    }
-
     /// When [`Replica::settle`] has something to do by the time alone.
     #[must_use]
     pub fn settles_at(&self, now: BootTime) -> Option<BootTime> {
@@ -546,7 +508,7 @@ impl Replica {
         let due = match &container.task {
             Task::Unknown { since, .. } => [Some(since.plus(UNANSWERED_MAX)), None],
             Task::Running { .. } => {
-                let impatient = self.health.consecutive_failures > 0 && !self.memory.passed;
+                let impatient = self.health.readiness.consecutive_failures > 0 && !self.memory.passed;
                 [
                     started
                         .filter(|_| self.memory.crashes > 0)

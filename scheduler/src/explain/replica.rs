@@ -64,7 +64,7 @@ impl Context<'_> {
             return (machine.health != MachineHealthState::Unhealthy).then(|| self.first_word(replica));
         };
         // One that runs in no accepted set has no failing check, and yet nobody finds it by name.
-        if report.phase == Phase::Healthy && report.ready {
+        if report.phase == Phase::Healthy && report.ready && report.wait.is_none() {
             return None;
         }
         let wait = report.wait.as_ref();
@@ -316,10 +316,10 @@ fn helps(report: &ReplicaStatus) -> String {
         (Some(Cause::Exit { .. } | Cause::Signal { .. }), _) => "read its log: berth logs".into(),
         (Some(Cause::Image { .. }), _) => "correct the image, its name or tag, or the access to it".into(),
         (Some(Cause::Health { .. }), _) | (None, Phase::Unhealthy) => {
-            "see what the health check's path answers; read its log: berth logs".into()
+            "see what the health check or probe is answered; read its log: berth logs".into()
         }
         (Some(Cause::Infrastructure { .. }), _) => "see explain of its machine".into(),
-        (None, Phase::Started) => "nothing to do unless it lasts: the health check decides".into(),
+        (None, Phase::Started) => "nothing to do unless it lasts: the health check or probe decides".into(),
         (None, _) => "nothing to do unless it lasts: the node is at work on it".into(),
     }
 }

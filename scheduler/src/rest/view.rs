@@ -226,7 +226,8 @@ pub(super) fn container(
 
 pub(super) fn replica_info(world: &World, observed: &Observed, replica: &Replica) -> ReplicaInfo {
     let said = observed.status(replica);
-    let has_check = world.spec_of(replica).health_check.is_some();
+    let spec = world.spec_of(replica);
+    let has_check = spec.health_check.is_some() || spec.probes.is_some();
     let healthy = !has_check || observed.readiness(world, replica) == Readiness::Ready;
     ReplicaInfo {
         replica_id: replica.replica_id.clone(),

@@ -131,6 +131,7 @@ pub(super) fn content(spec: &ContainerSpec, replica: &Replica) -> Assignment {
         }),
         shared_mounts: spec.shared_mounts.clone(),
         health_check: spec.health_check.clone(),
+        probes: spec.probes.clone(),
         load_balancer_target: spec.load_balancer_target.clone(),
         service_account: spec.service_account.clone(),
         stop_grace_ms: u64::try_from(STOP_GRACE.as_millis()).expect("ten seconds"),

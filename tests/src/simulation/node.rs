@@ -2,13 +2,15 @@
 //! `link` and `health` of the node have them, on the virtual clock.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use berth_api::assignment::{AssignmentSet, Position};
+use berth_api::container::ProbeKind;
 use berth_api::id::{ClusterId, ReplicaId};
 use berth_api::machine::MachineSpec;
 use berth_api::time::Timestamp;
 use berth_node::clock::{BootTime, Now};
-use berth_node::health::{ProbeReport, ProbeState};
+use berth_node::health::{ProbeReport, ProbeRole, ProbeState};
 use berth_node::host::{Exit, Observed};
 use berth_node::plan::{Changed, Identity, NodeCore, ObservationToken, Output, Restored, Write};
 use berth_node::replica::{Outcome, Step};
@@ -18,6 +20,9 @@ use super::checkers::{Amounts, WHOLE_GPU};
 use super::host::Host;
 use super::link::HEARTBEAT_MS;
 use super::{Commit, Event, Flight, Simulation, Up};
+
+/// A probe of one run of a replica.
+pub(super) type Probed = (ReplicaId, u32, ProbeRole);
 
 /// The first day of the simulated world, in Unix milliseconds.
 const EPOCH_MS: u64 = 1_800_000_000_000;
@@ -75,7 +80,7 @@ pub(super) struct Daemon {
     pub(super) scheduler: usize,
     pub(super) heard_at: u64,
     pub(super) is_status_due: bool,
-    probes: BTreeMap<(ReplicaId, u32), (ProbeState, u32)>,
+    probes: BTreeMap<Probed, ProbeState>,
     /// Steps given up before they began.
     cancelled: BTreeSet<ReplicaId>,
     /// Sets of this life, for late and repeated delivery.
@@ -588,34 +593,27 @@ impl Simulation {
             return;
         };
         let targets = daemon.core.probes();
-        let wanted: BTreeSet<(ReplicaId, u32)> = targets
+        let wanted: BTreeSet<Probed> = targets
             .iter()
-            .map(|target| (target.replica_id.clone(), target.run))
+            .map(|target| (target.replica_id.clone(), target.run, target.role))
             .collect();
         daemon.probes.retain(|key, _| wanted.contains(key));
         let mut new = vec![];
         for target in targets {
-            let key = (target.replica_id, target.run);
+            let key = (target.replica_id, target.run, target.role);
             daemon.probes.entry(key.clone()).or_insert_with(|| {
                 new.push(key);
-                (ProbeState::new(target.check.failure_threshold), 0)
+                ProbeState::new(target.rules, target.was_ready)
             });
         }
-        for (id, run) in new {
+        for of in new {
             let delay = self.machines[machine].chance.range(100..=700);
-            self.after(
-                delay,
-                Event::Probe {
-                    machine,
-                    life,
-                    id,
-                    run,
-                },
-            );
+            self.after(delay, Event::Probe { machine, life, of });
         }
     }
 
-    pub(super) fn probe(&mut self, machine: usize, life: u64, id: &ReplicaId, run: u32) {
+    pub(super) fn probe(&mut self, machine: usize, life: u64, of: Probed) {
+        let (id, run, role) = &of;
         if !self.is_life(machine, life) {
             return;
         }
@@ -624,31 +622,23 @@ impl Simulation {
             .and_then(|pid| self.checkers.processes.get(&pid))
             .is_some_and(|process| !process.is_sick);
         let daemon = self.machines[machine].daemon.as_mut().expect("its life goes on");
-        let Some((state, failures)) = daemon.probes.get_mut(&(id.clone(), run)) else {
+        let Some(state) = daemon.probes.get_mut(&of) else {
             return;
         };
         let outcome = if serves { Ok(()) } else { Err("refused".to_owned()) };
-        *failures = if serves { 0 } else { *failures + 1 };
         *state = state.clone().next(outcome);
-        let interval = u64::try_from(state.interval().as_millis()).expect("seconds");
+        let pause = state.pause(ProbeKind::Http, Duration::ZERO);
+        let pause = u64::try_from(pause.as_millis()).expect("seconds");
         let report = ProbeReport {
             replica_id: id.clone(),
-            run,
+            run: *run,
+            role: *role,
             phase: state.phase(),
-            consecutive_failures: *failures,
-            last_error: (!serves).then(|| "refused".to_owned()),
+            consecutive_failures: state.failures(),
+            last_error: state.last_error().map(str::to_owned),
         };
         daemon.core.probed(report);
-        let id = id.clone();
-        self.after(
-            interval,
-            Event::Probe {
-                machine,
-                life,
-                id,
-                run,
-            },
-        );
+        self.after(pause, Event::Probe { machine, life, of });
         self.turn(machine);
     }
 }

@@ -13,6 +13,7 @@ use berth_api::machine::{
     CpuCapacity, GpuCapacity, MachineCapacity, MachineSpec, MemoryCapacity, StorageCapacity,
 };
 use berth_api::placement::PlacementRules;
+use berth_api::probe::{Probe, Probes};
 use berth_api::units::{Bytes, Cpu};
 use berth_api::volume::{OrdinalVolume, VolumeTarget};
 use berth_node::replica::Step;
@@ -342,6 +343,7 @@ pub(super) fn declare(chance: &mut Chance, name: &str, stateful: bool) -> Contai
             timeout_seconds: 1,
             failure_threshold: chance.small(1..=3),
         }),
+        probes: None,
         load_balancer_target: (!stateful && chance.percent(20)).then(|| LoadBalancerTarget::Gcp {
             neg_name: "neg".into(),
         }),
@@ -364,7 +366,33 @@ pub(super) fn declare(chance: &mut Chance, name: &str, stateful: bool) -> Contai
     if let Some(gpu) = &mut spec.resources.gpu {
         want_gpus(chance, gpu);
     }
+    if let Some(check) = spec.health_check.take_if(|check| check.failure_threshold == 3) {
+        spec.probes = Some(probes(&check));
+    }
     spec
+}
+
+/// All three, that ask as a health check does.
+fn probes(check: &HealthCheck) -> Probes {
+    let probe = |period_seconds, success_threshold| {
+        Some(Probe {
+            kind: check.kind,
+            command: vec![],
+            path: check.path.clone(),
+            port: check.port,
+            method: check.method,
+            initial_delay_seconds: 0,
+            period_seconds,
+            timeout_seconds: 1,
+            success_threshold,
+            failure_threshold: 3,
+        })
+    };
+    Probes {
+        startup: probe(1, 1),
+        readiness: probe(5, 2),
+        liveness: probe(10, 1),
+    }
 }
 
 /// Mostly a share of a GPU, else one or two.

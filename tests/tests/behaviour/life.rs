@@ -1,5 +1,7 @@
 //! One replica's life: limits, health, crashes, the end.
 
+use std::collections::BTreeSet;
+
 use berth_api::container::STOP_GRACE;
 use berth_api::replica::{Cause, Phase};
 use berth_api::time::monotonic;
@@ -129,6 +131,64 @@ fn checks_by_tcp_and_by_program_decide_who_is_ready() {
     dev.until_explained(dev.of("deaf")[0].replica_id.as_str(), "connecting to port 8081");
     dev.until_explained(dev.of("sick")[0].replica_id.as_str(), "ended with 3");
     assert!(!dev.of("deaf")[0].ready && !dev.of("sick")[0].ready);
+}
+
+/// Startup holds back, readiness takes the name away and gives it back, liveness restarts, and each says so.
+#[test]
+fn probes_hold_back_take_out_and_restart() {
+    let Some(dev) = Dev::up(1) else { return };
+    let probed = |name: &str, probes: serde_json::Value| {
+        let mut declaration = container(&dev, name, 1);
+        declaration.as_object_mut().unwrap().remove("healthCheck");
+        declaration["probes"] = probes;
+        declaration
+    };
+    let asks = |path: &str| json!({"path": path, "periodSeconds": 1, "timeoutSeconds": 5});
+    let mut slow = asks("/read?path=/started");
+    slow["failureThreshold"] = json!(1000);
+    dev.apply_at_once(&[
+        probed("flap", json!({"startup": slow, "readiness": asks("/health")})),
+        probed("dead", json!({"liveness": asks("/health")})),
+    ]);
+    let dead = dev.until_ready("dead", 1).remove(0);
+    let flap = dev.of("flap").remove(0);
+    let id = flap.replica_id.as_str();
+    dev.until_explained(id, "its startup probe has not passed yet: status 500");
+    assert!(
+        dev.resolve(&dead, "flap.svc").is_empty(),
+        "not found before it has started"
+    );
+    until("it takes the word that it has started", || {
+        dev.try_ask(&dev.replica(id), "/write?path=/started&text=yes")
+            .ok()
+    });
+    let flap = dev.until_ready("flap", 1).remove(0);
+    let found = BTreeSet::from([flap.ip.unwrap()]);
+    for _ in 0..2 {
+        until("it is found", || {
+            (dev.resolve(&dead, "flap.svc") == found).then_some(())
+        });
+        dev.ask(&flap, "/unhealthy");
+        until("it is not found", || {
+            dev.resolve(&dead, "flap.svc").is_empty().then_some(())
+        });
+        dev.until_explained(id, "its readiness probe failed");
+        dev.ask(&flap, "/healthy");
+    }
+    until("it is found again", || {
+        (dev.resolve(&dead, "flap.svc") == found).then_some(())
+    });
+    let after = dev.until_ready("flap", 1).remove(0);
+    assert_eq!((after.run, after.pid), (flap.run, flap.pid), "never restarted");
+    dev.ask(&dead, "/unhealthy");
+    let dead = dev.until_replica(dead.replica_id.as_str(), "runs again", |replica| {
+        replica.ready && replica.run == 2
+    });
+    assert!(
+        matches!(&dead.cause, Some(Cause::Health { error }) if error.contains("liveness probe failed 3 times")),
+        "{:?}",
+        dead.cause
+    );
 }
 
 /// SIGTERM first; SIGKILL only for those that do not end within the grace.

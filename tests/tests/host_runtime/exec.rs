@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use berth_node::host::containerd::Beside;
+
 use super::containerd::Containerd;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -23,14 +25,14 @@ async fn a_program_has_the_rights_of_its_container_and_its_end_is_told() {
     let plan = containerd.plan("a", &image, "sleep 1000");
     runtime.create(&plan).await.unwrap();
     runtime.start("a").await.unwrap();
-    let run = async |script: &str, deadline| runtime.exec("a", shell(script), deadline).await;
+    let run = async |script: &str, deadline| runtime.exec("a", Beside::Probe, shell(script), deadline).await;
     assert_eq!(run("exit 0", LONG).await.unwrap(), Some(0));
     assert_eq!(run("exit 3", LONG).await.unwrap(), Some(3));
     let rights = "mount -t tmpfs t /tmp && exit 1; grep -q 'NoNewPrivs:.1' /proc/self/status && \
                   grep -q 'CapBnd:.00000000a00405fb' /proc/self/status && grep -q 'Seccomp:.2' /proc/self/status && \
                   test $GREETING = hello";
     assert_eq!(run(rights, LONG).await.unwrap(), Some(0));
-    let missing = runtime.exec("a", vec!["/nope".into()], LONG).await;
+    let missing = runtime.exec("a", Beside::Probe, vec!["/nope".into()], LONG).await;
     assert!(
         missing.as_ref().is_err_and(|error| error.is_bad_program()),
         "{missing:?}"
@@ -72,7 +74,7 @@ async fn a_program_that_a_dead_daemon_left_is_ended_by_the_next_one() {
     first.create(&plan).await.unwrap();
     first.start("a").await.unwrap();
     // A daemon that ends waits for no program; the next one knows nothing of it.
-    let left = first.exec("a", shell("sleep 1001; true"), LONG);
+    let left = first.exec("a", Beside::Probe, shell("sleep 1001; true"), LONG);
     let ended = async {
         tokio::time::sleep(Duration::from_secs(1)).await;
         tokio::time::timeout(LONG / 2, first.shutdown())
@@ -83,7 +85,7 @@ async fn a_program_that_a_dead_daemon_left_is_ended_by_the_next_one() {
     assert!(left.is_err(), "{left:?}");
     let second = containerd.runtime();
     second.list().await.unwrap();
-    let alone = second.exec("a", shell(ALONE), LONG).await;
+    let alone = second.exec("a", Beside::Probe, shell(ALONE), LONG).await;
     assert_eq!(alone.unwrap(), Some(0));
     second.delete("a").await.unwrap();
     assert_eq!(containerd.shims(), Vec::<i32>::new());

@@ -23,7 +23,7 @@ fn start_dns(machine: &Machine, upstreams: &[&str]) -> (Dns, DirectoryState) {
     directory.apply(&names());
     let config = DnsConfig {
         listen: (machine.gateway(), 53).into(),
-        listeners: std::sync::Arc::default(),
+        listeners: Arc::default(),
         upstreams: upstreams.iter().map(|address| address.parse().unwrap()).collect(),
     };
     let dns = inside(&machine.netns, async move || {

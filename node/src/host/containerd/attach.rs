@@ -209,14 +209,14 @@ impl Runtime {
         let fifos = Fifos::make(dir.join(&exec_id), &program).map_err(|error| failed(error.to_string()))?;
         let ends = fifos.open().map_err(|error| failed(error.to_string()))?;
         let (ready, attached) = oneshot::channel();
-        let beside = Beside {
+        let accompanied = Accompanied {
             runtime: self.unguarded(),
             id: id.to_owned(),
             exec_id,
             fifos,
         };
         // A task of its own: who stops waiting leaves nothing half made.
-        let run = beside.run(program, ends, ready);
+        let run = accompanied.run(program, ends, ready);
         self.inner
             .tracker
             .spawn(self.inner.cancel.clone().run_until_cancelled_owned(run));
@@ -265,14 +265,14 @@ impl Runtime {
 }
 
 /// The task that owns one program.
-struct Beside {
+struct Accompanied {
     runtime: Runtime,
     id: String,
     exec_id: String,
     fifos: Fifos,
 }
 
-impl Beside {
+impl Accompanied {
     async fn run(self, program: Program, ends: Ends, ready: oneshot::Sender<Result<Attached, RuntimeError>>) {
         let remembered = Remembered::new(&self.runtime, &self.exec_id);
         match self.start(&program).await {

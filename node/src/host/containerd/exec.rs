@@ -17,14 +17,47 @@ use containerd_client::services::v1::{
 use containerd_client::types::v1::Status as WireStatus;
 use oci_spec::runtime::Spec;
 use rustix::process::{Pid, Signal, getpgid, kill_process_group};
+use tokio::sync::Mutex;
 use tracing::warn;
 
 use super::call::{Tolerate as _, within};
 use super::lifecycle::{SIGKILL, json_any};
 use super::{Runtime, RuntimeError};
 
-/// One name is enough, for there is one at a time in a container.
-const PROBE: &str = "probe";
+/// What a program beside the first process is for. There is one at a time of each in a container, so each has one name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    /// Whether it has started, or is ready: the first comes before the second.
+    Probe,
+    /// Whether it lives: may run while the other does, for neither delays the other.
+    Liveness,
+}
+
+impl Beside {
+    fn exec_id(self) -> &'static str {
+        match self {
+            Self::Probe => "probe",
+            Self::Liveness => "liveness",
+        }
+    }
+}
+
+/// Held by the programs that run beside the first process.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Turns {
+    probe: Arc<Mutex<()>>,
+    liveness: Arc<Mutex<()>>,
+}
+
+impl Turns {
+    fn of(&self, beside: Beside) -> Arc<Mutex<()>> {
+        Arc::clone(match beside {
+            Beside::Probe => &self.probe,
+            Beside::Liveness => &self.liveness,
+        })
+    }
+}
+
 pub(super) const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 /// How long a killed process may take to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,7 +67,7 @@ impl Runtime {
     /// none when it did not end within `deadline`, counted from its start, or an earlier one cannot be ended. Output is discarded.
     ///
     /// Goes on to its end when the caller does not wait for it, and is left to the next daemon by [`Runtime::shutdown`]. There is one at a
-    /// time in a container; the next waits for it.
+    /// time in a container for each purpose; the next waits for it.
     ///
     /// # Errors
     /// When containerd or the shim does not answer, the container does not run, or the program cannot be started
@@ -42,9 +75,11 @@ impl Runtime {
     pub async fn exec(
         &self,
         id: &str,
+        beside: Beside,
         command: Vec<String>,
         deadline: Duration,
     ) -> Result<Option<u32>, RuntimeError> {
+        let exec_id = beside.exec_id();
         let (runtime, id) = (self.unguarded(), id.to_owned());
         let lost = RuntimeError::Unreachable {
             operation: "exec",
@@ -53,19 +88,19 @@ impl Runtime {
         };
         let cancel = self.inner.cancel.clone();
         let run = cancel.run_until_cancelled_owned(async move {
-            let beside = runtime.known().get(&id).map(|known| Arc::clone(&known.beside));
-            let beside = beside.ok_or_else(|| RuntimeError::NotFound {
+            let turn = runtime.known().get(&id).map(|known| known.beside.of(beside));
+            let turn = turn.ok_or_else(|| RuntimeError::NotFound {
                 operation: "exec",
                 object: id.clone(),
                 message: "no such container".into(),
             })?;
             // Held while the program runs: that there is one at a time is what it is for.
-            let _alone = beside.lock().await;
-            if !runtime.make_process(&id, command).await? {
+            let _alone = turn.lock().await;
+            if !runtime.make_process(&id, exec_id, command).await? {
                 return Ok(None);
             }
-            let ended = runtime.run_process(&id, deadline).await;
-            if let Err(error) = runtime.end_process(&id, PROBE).await {
+            let ended = runtime.run_process(&id, exec_id, deadline).await;
+            if let Err(error) = runtime.end_process(&id, exec_id).await {
                 warn!(id, error = %error, "a program beside the first process could not be removed yet");
             }
             ended
@@ -75,14 +110,19 @@ impl Runtime {
     }
 
     /// False when an earlier one is in the way and cannot be ended.
-    async fn make_process(&self, id: &str, command: Vec<String>) -> Result<bool, RuntimeError> {
+    async fn make_process(
+        &self,
+        id: &str,
+        exec_id: &str,
+        command: Vec<String>,
+    ) -> Result<bool, RuntimeError> {
         let deadline = self.inner.config.task_timeout;
         let mut process = self.first_process(id).await?;
         process.set_args(Some(command)).set_terminal(Some(false));
         let attempt = || async {
             let request = ExecProcessRequest {
                 container_id: id.to_owned(),
-                exec_id: PROBE.to_owned(),
+                exec_id: exec_id.to_owned(),
                 spec: Some(json_any(PROCESS_TYPE, &process)),
                 ..Default::default()
             };
@@ -95,7 +135,7 @@ impl Runtime {
         if attempt().await.or_exists()?.is_some() {
             return Ok(true);
         }
-        if let Err(error) = self.end_process(id, PROBE).await {
+        if let Err(error) = self.end_process(id, exec_id).await {
             warn!(id, error = %error, "an earlier program beside the first process cannot be removed");
         }
         Ok(attempt().await.or_exists()?.is_some())
@@ -123,13 +163,18 @@ impl Runtime {
         })
     }
 
-    async fn run_process(&self, id: &str, deadline: Duration) -> Result<Option<u32>, RuntimeError> {
-        self.start_process(id, PROBE).await?;
-        match self.wait_process(id, PROBE, deadline).await {
+    async fn run_process(
+        &self,
+        id: &str,
+        exec_id: &str,
+        deadline: Duration,
+    ) -> Result<Option<u32>, RuntimeError> {
+        self.start_process(id, exec_id).await?;
+        match self.wait_process(id, exec_id, deadline).await {
             Ok(code) => Ok(Some(code)),
             // Of the two clocks either may be the first; who does not answer at all is found out when it is to be removed.
             Err(RuntimeError::Timeout { .. } | RuntimeError::Unreachable { .. })
-                if self.pid_of(id, PROBE).await?.is_some() =>
+                if self.pid_of(id, exec_id).await?.is_some() =>
             {
                 Ok(None)
             }

@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use berth_api::id::ReplicaId;
 use futures::future::BoxFuture;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::{LinuxHost, container_id, of_runtime};
 use crate::host::HostError;
 use crate::host::containerd::{Attached, Program};
-use crate::host::namespace::Namespace;
+use crate::host::namespace::Door;
 use crate::tunnel::Reach;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(6);
+/// For each address: they are the machine's own.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Below `run_dir`.
 const FIFOS: &str = "exec";
 
@@ -71,19 +72,34 @@ impl Reach for LinuxHost {
             let attachment = self.memory().attachments.get(replica_id).cloned();
             let attachment =
                 attachment.ok_or_else(|| HostError::infrastructure("it has no network on this machine"))?;
-            let failed = |error| HostError::infrastructure(format!("{error}"));
-            let namespace = Namespace::at(&attachment.netns).map_err(failed)?;
+            let door = Door::new(attachment.netns);
             // A program listens on its loopback, on its address, or on both.
             let addresses: [IpAddr; 3] = [
                 Ipv4Addr::LOCALHOST.into(),
                 attachment.ip.into(),
                 Ipv6Addr::LOCALHOST.into(),
             ];
-            let addresses = addresses.map(|address| SocketAddr::new(address, port)).to_vec();
-            namespace
-                .connect(addresses, CONNECT_TIMEOUT)
-                .await
-                .map_err(failed)
+            let mut failed = String::new();
+            for address in addresses {
+                let connected = connect(&door, SocketAddr::new(address, port));
+                match tokio::time::timeout(CONNECT_TIMEOUT, connected).await {
+                    Ok(Ok(stream)) => return Ok(stream),
+                    Ok(Err(error)) if failed.is_empty() => failed = error,
+                    Ok(Err(_)) => {}
+                    Err(_) => failed = format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()),
+                }
+            }
+            Err(HostError::infrastructure(failed))
         })
     }
+}
+
+async fn connect(door: &Door, to: SocketAddr) -> Result<TcpStream, String> {
+    let make = if to.is_ipv4() {
+        TcpSocket::new_v4
+    } else {
+        TcpSocket::new_v6
+    };
+    let socket = door.run(make).await.map_err(|error| error.to_string())?;
+    socket.connect(to).await.map_err(|error| error.to_string())
 }
