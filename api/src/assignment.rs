@@ -184,6 +184,9 @@ pub struct Assignment {
     pub service_account: Option<ServiceAccountTarget>,
     /// From SIGTERM to SIGKILL, milliseconds.
     pub stop_grace_ms: u64,
+    /// How long a stop waits for connections to end, before SIGTERM, milliseconds; absent: `DRAIN_CAP`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_ms: Option<u64>,
 }
 
 impl Assignment {

@@ -386,6 +386,9 @@ pub struct ContainerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementRules>,
     pub rollback: Option<RollbackPolicy>,
+    /// How long a stop waits for connections to end, before SIGTERM; absent: [`DRAIN_CAP`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_seconds: Option<u32>,
 }
 
 impl ContainerSpec {
@@ -407,6 +410,11 @@ pub const REPLICAS_MAX: u32 = 10_000;
 pub const FAILED_STARTS_MAX: u32 = 1_000;
 /// The environment variable that tells a stateful replica its ordinal.
 pub const ORDINAL_VARIABLE: &str = "ALIEN_ORDINAL";
+/// At most so long does a stop wait for connections to end, where the container says nothing. Idle ones of peers that keep theirs open
+/// must not hold a rollout up for long.
+pub const DRAIN_CAP: Duration = Duration::from_secs(5);
+/// An hour: what must not be cut for longer is no connection of a service.
+pub const DRAIN_SECONDS_MAX: u32 = 3600;
 /// From SIGTERM to SIGKILL.
 pub const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Berth forwards these ports of a machine to replicas.

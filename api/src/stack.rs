@@ -20,8 +20,8 @@ use crate::id::{ContainerName, GroupId};
 use crate::placement::placement;
 use crate::rest::container::contradictions;
 use crate::rest::declaration::{
-    command, cpu_range, disruption_budget, environment, gpu_request, image, memory_range, mount_path, port,
-    ports, scale, size,
+    command, cpu_range, disruption_budget, drain_seconds, environment, gpu_request, image, memory_range,
+    mount_path, port, ports, scale, size,
 };
 use crate::rest::probes::{health_check, probes};
 use crate::units::Bytes;
@@ -261,6 +261,7 @@ fn container(
     let persistent = config.member("persistentStorage").optional(persistent);
     let budget = config.member("disruptionBudget").optional(disruption_budget);
     let placement = config.member("placement").optional(placement);
+    let drain_seconds = config.member("drainSeconds").optional(drain_seconds);
     let mut spec = ContainerSpec {
         name: name?,
         capacity_group: capacity_group?,
@@ -281,6 +282,7 @@ fn container(
         disruption_budget: budget?,
         placement: placement?,
         rollback: None,
+        drain_seconds: drain_seconds?,
     };
     if let Some(persistent) = persistent? {
         volumes(&mut spec, &persistent, context, config, warnings)?;

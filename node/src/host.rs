@@ -15,6 +15,7 @@ pub mod linux;
 pub mod namespace;
 pub mod net;
 pub mod seccomp;
+pub mod sockets;
 pub mod spec;
 pub mod volume;
 
@@ -375,6 +376,12 @@ pub trait Host: Send + Sync + 'static {
         &self,
         replicas: &[ReplicaId],
     ) -> impl Future<Output = Result<Option<DiskPressure>, HostError>> + Send;
+
+    /// How many TCP connections from outside each of these replicas has; those that could not be counted are left out.
+    fn connections(
+        &self,
+        replicas: &[ReplicaId],
+    ) -> impl Future<Output = Result<BTreeMap<ReplicaId, u32>, HostError>> + Send;
 
     /// Removes namespaces, mounts and files of other replicas, the leftovers of a lost database, and of the images that nothing
     /// needs those that are old or in the way.

@@ -345,6 +345,27 @@ impl NodeCore {
         }
     }
 
+    /// Replicas whose connections are to be counted now: their stop waits for it.
+    #[must_use]
+    pub fn draining(&self, now: Now) -> Vec<ReplicaId> {
+        let draining = self
+            .replicas
+            .values()
+            .filter(|replica| replica.is_draining(now.boot));
+        draining.map(|replica| replica.id.clone()).collect()
+    }
+
+    /// Takes how many connections those of [`NodeCore::draining`] have. One that is left out was not counted.
+    pub fn connected(&mut self, counts: &BTreeMap<ReplicaId, u32>, now: Now) {
+        for (id, count) in counts {
+            if let Some(replica) = self.replicas.get_mut(id)
+                && replica.is_draining(now.boot)
+            {
+                replica.connections = Some(*count);
+            }
+        }
+    }
+
     /// Takes counters of cgroups; rates come from two samples.
     pub fn sampled(&mut self, samples: &BTreeMap<ReplicaId, UsageSample>, now: Now) {
         self.cpu.retain(|id, _| samples.contains_key(id));

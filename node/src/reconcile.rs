@@ -45,6 +45,8 @@ const COMPARE_EVERY: Duration = Duration::from_secs(60);
 const USAGE_EVERY: Duration = Duration::from_secs(5);
 /// How much of the disk is left. A replica may use it up in seconds; more often would cost more than it saves.
 const DISK_EVERY: Duration = Duration::from_secs(10);
+/// Between two counts of the connections of replicas that drain.
+const COUNT_EVERY: Duration = Duration::from_millis(500);
 /// Changes of words and numbers are published at most this often; a change of phase at once.
 const DETAILS_EVERY: Duration = Duration::from_millis(200);
 /// Deadline of an observation, a compare, a sample.
@@ -103,6 +105,7 @@ enum Done {
     Network(Result<(), HostError>),
     Usage(Result<BTreeMap<ReplicaId, UsageSample>, HostError>),
     Disk(Result<Option<DiskPressure>, HostError>),
+    Counted(Result<BTreeMap<ReplicaId, u32>, HostError>),
     Swept(Result<(), HostError>),
     Stored(Box<AssignmentSet>, Position, Result<(), Arc<str>>),
     /// A newer set came before this one was stored.
@@ -123,6 +126,7 @@ enum Background {
     Network,
     Usage,
     Disk,
+    Count,
     Sweep,
 }
 
@@ -143,6 +147,8 @@ struct Reconciler<H> {
     compare_at: BootTime,
     usage_at: BootTime,
     disk_at: BootTime,
+    /// While something drains.
+    count_at: Option<BootTime>,
     wake_at: Option<BootTime>,
     publish_at: Option<BootTime>,
 }
@@ -193,6 +199,7 @@ pub async fn run<H: Host>(parts: Parts<H>, cancel: CancellationToken) {
         compare_at: now.boot.plus(COMPARE_EVERY),
         usage_at: now.boot.plus(USAGE_EVERY),
         disk_at: now.boot,
+        count_at: None,
         wake_at: None,
         publish_at: None,
     };
@@ -374,6 +381,9 @@ impl<H: Host> Reconciler<H> {
                     Job::Background(Background::Disk) => {
                         self.background_ended(Done::Disk(Err(failed())), now)
                     }
+                    Job::Background(Background::Count) => {
+                        self.background_ended(Done::Counted(Err(failed())), now)
+                    }
                     Job::Background(Background::Sweep) => {
                         self.background_ended(Done::Swept(Err(failed())), now)
                     }
@@ -424,6 +434,13 @@ impl<H: Host> Reconciler<H> {
                 let verdict =
                     pressure.and_then(|pressure| pressure.map_or(Ok(()), |found| Err(found.to_string())));
                 self.parts.verdicts.set(status::Part::Disk, verdict);
+            }
+            Done::Counted(result) => {
+                self.background.remove(&Background::Count);
+                // What was not counted drains until its cap.
+                if let Ok(counts) = result {
+                    self.parts.core.connected(&counts, now);
+                }
             }
             Done::Swept(result) => {
                 self.background.remove(&Background::Sweep);
@@ -562,6 +579,7 @@ impl<H: Host> Reconciler<H> {
                 Done::Disk(deadline("measuring the disk", host.disk(&running)).await)
             });
         }
+        self.start_count(now);
         if now.boot >= self.usage_at && self.background.insert(Background::Usage) {
             self.usage_at = now.boot.plus(USAGE_EVERY);
             let (host, running) = (Arc::clone(&self.parts.host), self.parts.core.running());
@@ -569,6 +587,22 @@ impl<H: Host> Reconciler<H> {
                 Done::Usage(deadline("reading usage", host.usage(&running)).await)
             });
         }
+    }
+
+    fn start_count(&mut self, now: Now) {
+        let draining = self.parts.core.draining(now);
+        if draining.is_empty() {
+            self.count_at = None;
+            return;
+        }
+        if self.count_at.is_some_and(|at| now.boot < at) || !self.background.insert(Background::Count) {
+            return;
+        }
+        self.count_at = Some(now.boot.plus(COUNT_EVERY));
+        let host = Arc::clone(&self.parts.host);
+        self.spawn(Job::Background(Background::Count), async move {
+            Done::Counted(deadline("counting connections", host.connections(&draining)).await)
+        });
     }
 
     /// Leftovers are only known once both lists are: what runs and what is assigned.
@@ -624,10 +658,14 @@ impl<H: Host> Reconciler<H> {
         let observe = (!self.background.contains(&Background::Observation)).then_some(self.observe_at);
         let usage = (!self.background.contains(&Background::Usage)).then_some(self.usage_at);
         let disk = (!self.background.contains(&Background::Disk)).then_some(self.disk_at);
+        let count = self
+            .count_at
+            .filter(|_| !self.background.contains(&Background::Count));
         let due = [
             observe,
             usage,
             disk,
+            count,
             Some(self.compare_at),
             self.wake_at,
             self.publish_at,

@@ -4,7 +4,7 @@
 //! nothing ▶ Prepare ▶ Create ▶ Start ▶ running          (Prepare: image, volumes, scratch, network, log, at once)
 //!    ▲                          exit │   │ stop, replace, unhealthy too long
 //!    │                               │   ▼
-//!    │                               │  drain ▶ SIGTERM ▶ grace ▶ SIGKILL
+//!    │                               │  drain ▶ SIGTERM ▶ grace ▶ SIGKILL   (drain: not found, then no connections)
 //!    │  back-off                     ▼   ▼
 //!    ├────────────────────────────  Delete ▶ Release ▶ gone
 //! ```
@@ -89,8 +89,11 @@ pub enum StopWhy {
 pub struct Stopping {
     pub why: StopWhy,
     pub since: Timestamp,
-    /// When SIGTERM is due.
+    /// SIGTERM is due then at the earliest.
     pub drained_at: BootTime,
+    /// Until then it waits for connections to end; absent: for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_until: Option<BootTime>,
     /// When SIGKILL is due; set with SIGTERM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<BootTime>,
@@ -140,6 +143,9 @@ pub struct Memory {
     /// Of the assignment it was last started from, for the grace and the name once it is in no list.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_grace_ms: Option<u64>,
+    /// The same, for how long to wait for connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
 }
@@ -314,7 +320,7 @@ pub enum Waiting {
     Held {
         until: BootTime,
     },
-    /// Not ready any more; SIGTERM is due then.
+    /// Not ready any more; SIGTERM is due then, at the latest.
     Drain {
         until: BootTime,
     },
@@ -366,6 +372,8 @@ pub struct Replica {
     pub preparing: Part,
     pub progress: Option<PullProgress>,
     pub health: Health,
+    /// Connections from outside when they were last counted, since its stop began.
+    pub connections: Option<u32>,
     pub usage: Option<Usage>,
     /// When the present attempt to come up began.
     pub starting_since: BootTime,
@@ -395,6 +403,7 @@ impl Replica {
             preparing: Part::Image,
             progress: None,
             health: Health::default(),
+            connections: None,
             usage: None,
             starting_since: now.boot,
             early_exit: None,
@@ -525,6 +534,9 @@ impl Replica {
             (None, _) if now.boot < stopping.drained_at => Next::Wait(Waiting::Drain {
                 until: stopping.drained_at,
             }),
+            (None, _) if self.waits_for_connections(now.boot) => Next::Wait(Waiting::Drain {
+                until: stopping.drain_until.unwrap_or(stopping.drained_at),
+            }),
             (None, _) => signal(Signal::Term),
             (Some(until), _) if now.boot < until && !stopping.term_sent => signal(Signal::Term),
             (Some(until), _) if now.boot < until => Next::Wait(Waiting::Grace { until }),
@@ -538,6 +550,28 @@ impl Replica {
                 }
             }
         }
+    }
+
+    /// Whether its stop waits for connections to end, or to be counted.
+    fn waits_for_connections(&self, now: BootTime) -> bool {
+        let until = self
+            .memory
+            .stopping
+            .as_ref()
+            .and_then(|stopping| stopping.drain_until);
+        until.is_some_and(|until| now < until) && self.connections != Some(0)
+    }
+
+    /// Whether its connections are to be counted now.
+    #[must_use]
+    pub fn is_draining(&self, now: BootTime) -> bool {
+        let Some(stopping) = self.memory.stopping.as_ref() else {
+            return false;
+        };
+        self.running_pid().is_some()
+            && stopping.deadline.is_none()
+            && now >= stopping.drained_at
+            && self.waits_for_connections(now)
     }
 
     fn unless_held(&self, now: Now, step: Step) -> Next {

@@ -31,13 +31,14 @@ pub const RECORD_VERSION: u32 = 3;
 
 /// The lowest version of stored records and snapshots whose readers understand a declaration. 2: it wants a share of a GPU,
 /// which a reader of 1 takes for all of it, or has a check of another kind than HTTP, which a reader of 1 takes for that. 3: it has
-/// probes, which a reader of 2 takes for none, so that whatever runs would be ready.
+/// probes, which a reader of 2 takes for none, so that whatever runs would be ready, or says how long to drain, which that reader
+/// would forget and restart everything for.
 pub(crate) fn version_of(spec: &ContainerSpec) -> u32 {
     let gpu = spec.resources.gpu.as_ref();
     let check = spec.health_check.as_ref();
     let is_newer = gpu.is_some_and(|gpu| gpu.share.is_some())
         || check.is_some_and(|check| check.kind != ProbeKind::Http);
-    match (spec.probes.is_some(), is_newer) {
+    match (spec.probes.is_some() || spec.drain_seconds.is_some(), is_newer) {
         (true, _) => 3,
         (false, true) => 2,
         (false, false) => 1,
@@ -602,7 +603,10 @@ mod tests {
             assert_eq!(written.contains(r#""devices":"#), has_devices, "{written}");
             // Older readers would take a share for a whole device, and ask by HTTP.
             let is_newer = written.contains(r#""share":"#) || written.contains(r#""kind":"exec""#);
-            let version = match (written.contains(r#""probes":"#), is_newer) {
+            let version = match (
+                written.contains(r#""probes":"#) || written.contains(r#""drainSeconds":"#),
+                is_newer,
+            ) {
                 (true, _) => r#"{"v":3,"#,
                 (false, true) => r#"{"v":2,"#,
                 (false, false) => r#"{"v":1,"#,

@@ -121,6 +121,7 @@ pub(crate) fn stateless(name: &str, count: u32) -> ContainerSpec {
         disruption_budget: None,
         placement: None,
         rollback: None,
+        drain_seconds: None,
     }
 }
 

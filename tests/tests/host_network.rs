@@ -20,6 +20,7 @@ use berth_api::link;
 use berth_node::dns::{DirectoryState, Dns, DnsConfig};
 use berth_node::host::firewall::{Checked, Firewall, FirewallState};
 use berth_node::host::net::{Attachment, Network, NetworkConfig, Peer};
+use berth_node::host::sockets;
 use netns::{PATIENCE, Switch, command, inside, is_shut, must, seen_by, skip_without_root, tell_address};
 
 /// One machine of the two.
@@ -520,4 +521,58 @@ fn replicas_resolve_names_over_udp_and_tcp() {
     assert!(dns.is_running());
     dns.stop();
     wait(net.detach(&replica("a"))).expect("detached");
+}
+
+/// What a stop waits for: who came in from outside, and nobody else.
+#[test]
+fn connections_from_outside_are_counted_and_no_others() {
+    if skip_without_root("connections_from_outside_are_counted_and_no_others") {
+        return;
+    }
+    let switch = Switch::new("n");
+    let one = Machine::new(&switch, 1);
+    let network = one.open();
+    let server = attach(&network, "server", "10.244.1.2");
+    let client = attach(&network, "client", "10.244.1.3");
+    one.apply(one.firewall(&[&server, &client], &[]));
+    let counted = |netns: &Path| {
+        inside(netns, async || {
+            tokio::task::spawn_blocking(sockets::connections)
+                .await
+                .expect("no panic")
+                .expect("tables")
+        })
+    };
+    let connect = |netns: &Path, to: &'static str| {
+        inside(netns, async move || {
+            let stream = tokio::net::TcpStream::connect(to).await.expect("a connection");
+            stream.into_std().expect("a stream")
+        })
+    };
+    let listen = |netns: &Path, on: &'static str| {
+        inside(netns, async move || {
+            let listener = tokio::net::TcpListener::bind(on).await.expect("a listener");
+            listener.into_std().expect("a listener")
+        })
+    };
+    let listener = listen(&server.netns, "10.244.1.2:80");
+    // As most programs do it: of both families at once.
+    let _both = listen(&server.netns, "[::]:81");
+    assert_eq!(counted(&server.netns), 0);
+    let first = connect(&client.netns, "10.244.1.2:80");
+    let second = connect(&client.netns, "10.244.1.2:81");
+    let _own = connect(&server.netns, "10.244.1.2:80");
+    assert_eq!((counted(&server.netns), counted(&client.netns)), (2, 0));
+    // It dials, too.
+    let _taken = listen(&client.netns, "10.244.1.3:80");
+    let _dialled = connect(&server.netns, "10.244.1.3:80");
+    assert_eq!((counted(&server.netns), counted(&client.netns)), (2, 1));
+    drop((first, second));
+    while counted(&server.netns) > 0 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    drop(listener);
+    for id in ["server", "client"] {
+        wait(network.detach(&replica(id))).expect("detached");
+    }
 }

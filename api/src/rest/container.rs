@@ -115,6 +115,8 @@ pub struct ContainerConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementRules>,
     pub rollback: Option<RollbackPolicy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_seconds: Option<u32>,
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required = true))]
     pub status: ContainerStatus,
@@ -159,6 +161,7 @@ impl ContainerConfig {
             disruption_budget: spec.disruption_budget,
             placement: spec.placement.clone(),
             rollback: spec.rollback,
+            drain_seconds: spec.drain_seconds,
             status: state.status,
             status_reason: state.reason,
             status_message: state.message,

@@ -9,9 +9,9 @@ use super::pattern;
 use super::probes::{health_check, probes};
 use crate::cluster::ClusterSpec;
 use crate::container::{
-    Autoscaling, ContainerSpec, CpuRange, DisruptionBudget, FAILED_STARTS_MAX, GpuRequest, GpuShare,
-    LoadBalancerTarget, MemoryRange, REPLICAS_MAX, Resources, RollbackPolicy, Scale, ServiceAccountTarget,
-    default_target_cpu_percent, default_target_memory_percent,
+    Autoscaling, ContainerSpec, CpuRange, DRAIN_SECONDS_MAX, DisruptionBudget, FAILED_STARTS_MAX, GpuRequest,
+    GpuShare, LoadBalancerTarget, MemoryRange, REPLICAS_MAX, Resources, RollbackPolicy, Scale,
+    ServiceAccountTarget, default_target_cpu_percent, default_target_memory_percent,
 };
 use crate::id::{ContainerName, GroupId, Zone};
 use crate::machine::MACHINE_GPUS_MAX;
@@ -70,6 +70,7 @@ fn container(cursor: &Cursor<'_>, cluster: &ClusterSpec) -> Option<ContainerSpec
     let budget = cursor.member("disruptionBudget").optional(disruption_budget);
     let placement = cursor.member("placement").optional(placement);
     let rollback = cursor.member("rollback").optional(rollback);
+    let drain_seconds = cursor.member("drainSeconds").optional(drain_seconds);
     Some(ContainerSpec {
         name: name?,
         capacity_group: capacity_group?,
@@ -90,6 +91,7 @@ fn container(cursor: &Cursor<'_>, cluster: &ClusterSpec) -> Option<ContainerSpec
         disruption_budget: budget?,
         placement: placement?,
         rollback: rollback?,
+        drain_seconds: drain_seconds?,
     })
 }
 
@@ -495,6 +497,10 @@ pub(crate) fn rollback(cursor: &Cursor<'_>) -> Option<RollbackPolicy> {
     cursor.object()?;
     let after_failed_starts = cursor.member("afterFailedStarts").count(0..=FAILED_STARTS_MAX)?;
     Some(RollbackPolicy { after_failed_starts })
+}
+
+pub(crate) fn drain_seconds(cursor: &Cursor<'_>) -> Option<u32> {
+    cursor.count(0..=DRAIN_SECONDS_MAX)
 }
 
 pub(crate) fn link(cursor: &Cursor<'_>) -> Option<String> {

@@ -163,6 +163,9 @@ pub struct CreateContainerRequest {
     pub placement: Option<PlacementRules>,
     /// Berth's addition: when a failing rollout goes back by itself.
     pub rollback: Option<RollbackPolicy>,
+    /// Berth's addition: how long a stop waits for connections to end, before SIGTERM.
+    #[schema(minimum = 0, maximum = 3600, default = 5)]
+    pub drain_seconds: Option<u32>,
 }
 
 /// A port of a replica.
@@ -212,6 +215,9 @@ pub struct UpdateContainerRequest {
     pub placement: Option<PlacementRules>,
     /// Berth's addition; null removes it.
     pub rollback: Option<RollbackPolicy>,
+    /// Berth's addition; null removes it.
+    #[schema(minimum = 0, maximum = 3600)]
+    pub drain_seconds: Option<u32>,
 }
 
 /// Body of `PATCH /clusters/{c}`.

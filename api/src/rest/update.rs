@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::container::create_request;
 use super::contradiction::contradictions;
 use super::declaration::{
-    command, disruption_budget, environment, image, link, resources, rollback, scale, service_account,
-    shared_mount, volume,
+    command, disruption_budget, drain_seconds, environment, image, link, resources, rollback, scale,
+    service_account, shared_mount, volume,
 };
 use super::probes::{health_check, probes};
 use crate::cluster::ClusterSpec;
@@ -42,6 +42,7 @@ pub struct ContainerUpdate {
     pub disruption_budget: Option<Option<DisruptionBudget>>,
     pub placement: Option<Option<PlacementRules>>,
     pub rollback: Option<Option<RollbackPolicy>>,
+    pub drain_seconds: Option<Option<u32>>,
 }
 
 impl ContainerUpdate {
@@ -77,6 +78,7 @@ impl ContainerUpdate {
             let budget = removable(&cursor.member("disruptionBudget"), disruption_budget);
             let placement = removable(&cursor.member("placement"), placement);
             let rollback = removable(&cursor.member("rollback"), rollback);
+            let drain_seconds = removable(&cursor.member("drainSeconds"), drain_seconds);
             fixed?;
             Some(Self {
                 image: image?,
@@ -93,6 +95,7 @@ impl ContainerUpdate {
                 disruption_budget: budget?,
                 placement: placement?,
                 rollback: rollback?,
+                drain_seconds: drain_seconds?,
             })
         })
     }
@@ -119,6 +122,7 @@ impl ContainerUpdate {
         set(&mut spec.disruption_budget, &self.disruption_budget);
         set(&mut spec.placement, &self.placement);
         set(&mut spec.rollback, &self.rollback);
+        set(&mut spec.drain_seconds, &self.drain_seconds);
         Faults::check(contradictions(&spec, cluster.platform))?;
         Ok(spec)
     }

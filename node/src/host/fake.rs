@@ -95,6 +95,8 @@ struct Machine {
     stubborn: BTreeSet<ReplicaId>,
     /// Replicas whose network never comes up.
     hung: BTreeSet<ReplicaId>,
+    /// Connections of replicas; none of the others.
+    connections: BTreeMap<ReplicaId, u32>,
     /// Replicas whose shim does not answer.
     mute: BTreeSet<ReplicaId>,
     failures: BTreeMap<Verb, VecDeque<(When, HostError)>>,
@@ -183,6 +185,19 @@ impl FakeHost {
     /// The wall clock of exits.
     pub fn set_now(&self, now: Timestamp) {
         self.machine().now = now;
+    }
+
+    /// From now on the replica has so many connections.
+    pub fn connect(&self, id: &ReplicaId, count: u32) {
+        self.machine().connections.insert(id.clone(), count);
+    }
+
+    /// Connections of these replicas.
+    #[must_use]
+    pub fn connections_now(&self, replicas: &[ReplicaId]) -> BTreeMap<ReplicaId, u32> {
+        let machine = self.machine();
+        let count = |id: &ReplicaId| machine.connections.get(id).copied().unwrap_or_default();
+        replicas.iter().map(|id| (id.clone(), count(id))).collect()
     }
 
     /// The replica ignores SIGTERM from now on.
@@ -551,6 +566,10 @@ impl Host for FakeHost {
 
     async fn disk(&self, _: &[ReplicaId]) -> Result<Option<crate::host::DiskPressure>, HostError> {
         Ok(None)
+    }
+
+    async fn connections(&self, replicas: &[ReplicaId]) -> Result<BTreeMap<ReplicaId, u32>, HostError> {
+        Ok(self.connections_now(replicas))
     }
 
     async fn sweep(&self, needed: &Needed) -> Result<(), HostError> {

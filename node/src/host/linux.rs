@@ -33,7 +33,9 @@ use super::containerd::{
     RuntimeErrorClass, RuntimeEvent, SignalTarget, TaskStatus,
 };
 use super::image::{CollectConfig, Fault as ImageFault, Images, ImagesConfig, PulledImage};
+use super::namespace::Door;
 use super::net::{Attachment, Network, NetworkConfig, Peer as Route};
+use super::sockets;
 use super::spec::{NOFILE_MAX, PIDS_MAX, SpecInput, oci_spec, resources};
 use super::{
     Change, Exit, Fault, Host, HostError, ImagePresence, Needed, NetworkWish, Observed, ObservedContainer,
@@ -57,6 +59,8 @@ const SIGTERM: u32 = 15;
 const CONTAINER_ID_MAX: usize = 76;
 /// Characters of the name of a probe's program that are told.
 const PROGRAM_SHOWN: usize = 100;
+/// A table of a hundred thousand sockets is read in a fraction of it.
+const COUNT_DEADLINE: Duration = Duration::from_secs(2);
 
 /// This machine.
 #[derive(Debug)]
@@ -78,6 +82,8 @@ pub struct LinuxHost {
 struct Memory {
     pulled: BTreeMap<String, PulledImage>,
     attachments: BTreeMap<ReplicaId, Attachment>,
+    /// Made when they are first used.
+    doors: BTreeMap<ReplicaId, Arc<Door>>,
     /// Replica of each container id, and the signal that asks it to stop.
     containers: BTreeMap<String, (ReplicaId, u32)>,
     /// Container ids of which it is known that nobody's programs are left in them.
@@ -270,8 +276,17 @@ impl LinuxHost {
             .await
             .map_err(|error| infrastructure(&error))?;
         self.memory().attachments.remove(id);
+        self.memory().doors.remove(id);
         self.firewall.remove_replica(&self.network.interface(id));
         self.firewall.sync().await
+    }
+
+    /// The way into a replica's namespace that its connections are counted through; none when it has none.
+    fn door(&self, id: &ReplicaId) -> Option<Arc<Door>> {
+        let mut memory = self.memory();
+        let netns = memory.attachments.get(id)?.netns.clone();
+        let door = memory.doors.entry(id.clone());
+        Some(Arc::clone(door.or_insert_with(|| Arc::new(Door::new(netns)))))
     }
 
     fn replica_of(&self, container_id: &str) -> Option<ReplicaId> {
@@ -546,6 +561,24 @@ impl Host for LinuxHost {
 
     async fn disk(&self, replicas: &[ReplicaId]) -> Result<Option<super::DiskPressure>, HostError> {
         Ok(self.pressure(replicas).await)
+    }
+
+    async fn connections(&self, replicas: &[ReplicaId]) -> Result<BTreeMap<ReplicaId, u32>, HostError> {
+        let count = async |id: &ReplicaId| {
+            let Some(door) = self.door(id) else {
+                return Some((id.clone(), 0));
+            };
+            let counted = tokio::time::timeout(COUNT_DEADLINE, door.run(sockets::connections)).await;
+            let error = match counted {
+                Ok(Ok(count)) => return Some((id.clone(), count)),
+                Ok(Err(error)) => infrastructure(&error).message,
+                Err(_) => format!("not counted within {} s", COUNT_DEADLINE.as_secs()),
+            };
+            tracing::warn!(replica_id = %id, error, "the connections of a replica cannot be counted");
+            None
+        };
+        let counts = futures::future::join_all(replicas.iter().map(count)).await;
+        Ok(counts.into_iter().flatten().collect())
     }
 
     async fn sweep(&self, needed: &Needed) -> Result<(), HostError> {

@@ -21,6 +21,7 @@ use crate::replica::{GOOD_RUN, Happening};
 
 mod absurd;
 mod disk;
+mod draining;
 mod histories;
 mod preflight;
 mod probing;
@@ -67,6 +68,7 @@ fn assignment(n: usize, version: u32) -> Assignment {
         load_balancer_target: None,
         service_account: None,
         stop_grace_ms: 10_000,
+        drain_ms: None,
     }
 }
 
@@ -161,6 +163,9 @@ impl Node {
     }
 
     fn turn(&mut self) {
+        let draining = self.core.draining(self.now);
+        let counts = self.host.connections_now(&draining);
+        self.core.connected(&counts, self.now);
         let output = self.core.advance(self.now);
         for write in output.writes {
             match write {

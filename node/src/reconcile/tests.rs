@@ -133,6 +133,7 @@ fn assignment(n: u8) -> Assignment {
         load_balancer_target: None,
         service_account: None,
         stop_grace_ms: 1000,
+        drain_ms: None,
     }
 }
 

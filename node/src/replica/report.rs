@@ -137,7 +137,7 @@ impl Replica {
             }
             Some(Waiting::Backoff { .. }) => Some(format!("the next attempt{}", cause())),
             Some(Waiting::Held { .. }) => Some(format!("the next attempt to clean up{}", cause())),
-            Some(Waiting::Drain { .. }) => Some("peers to stop dialling it".into()),
+            Some(Waiting::Drain { .. }) => Some(self.drain_reason()),
             Some(Waiting::Grace { .. }) => {
                 Some(format!("its process to end after SIGTERM{}", self.stop_words()))
             }
@@ -177,6 +177,18 @@ impl Replica {
             Standing::Well => {
                 (self.health.liveness.consecutive_failures > 0).then(|| failed(ProbeRole::Liveness))
             }
+        }
+    }
+
+    fn drain_reason(&self) -> String {
+        let stopping = self.memory.stopping.as_ref();
+        match (self.connections, stopping) {
+            (Some(count @ 1..), Some(stopping)) => {
+                let what = if count == 1 { "connection" } else { "connections" };
+                let until = stopping.since.plus(self.drain_cap());
+                format!("draining: {count} {what}, until {until}")
+            }
+            _ => "peers to stop dialling it".into(),
         }
     }
 

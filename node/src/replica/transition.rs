@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use berth_api::assignment::{Assignment, StopReason};
-use berth_api::container::STOP_GRACE;
+use berth_api::container::{DRAIN_CAP, STOP_GRACE};
 use berth_api::event::{AttachStep, EventDetails, EventType, VolumeType};
 use berth_api::id::ReplicaId;
 use berth_api::replica::Cause;
@@ -56,6 +56,7 @@ impl Replica {
         };
         let Some(why) = why else { return };
         // It may still be in the directory of a peer.
+        let drain = self.drain_cap();
         let serving = !self.health.readiness.failing;
         match &mut self.memory.stopping {
             // A stop under way keeps its deadlines; what it is for may have changed.
@@ -66,10 +67,14 @@ impl Replica {
             }
             none => {
                 let drained_at = if serving { now.boot.plus(DRAIN) } else { now.boot };
+                // Whoever has been found dead serves nobody.
+                let drain_until = (!matches!(why, StopWhy::Unhealthy(_))).then(|| now.boot.plus(drain));
+                self.connections = None;
                 *none = Some(Stopping {
                     why,
                     since: now.wall,
                     drained_at,
+                    drain_until,
                     deadline: None,
                     term_sent: false,
                     killed_at: None,
@@ -93,6 +98,8 @@ impl Replica {
             why: StopWhy::Evicted(reason),
             since: now.wall,
             drained_at: now.boot.plus(DRAIN),
+            // What it writes meanwhile is everybody's disk.
+            drain_until: None,
             deadline: None,
             term_sent: false,
             killed_at: None,
@@ -124,6 +131,7 @@ impl Replica {
                 self.memory.started = false;
                 self.memory.passed = false;
                 self.memory.stop_grace_ms = Some(assignment.stop_grace_ms);
+                self.memory.drain_ms = assignment.drain_ms;
                 self.memory.caps = Some(assignment.caps());
                 self.memory.container = Some(assignment.container.to_string());
                 self.memory.started_boot = None;
@@ -527,6 +535,10 @@ impl Replica {
             .stop_grace_ms
             .or_else(|| self.assignment().map(|a| a.stop_grace_ms));
         grace_ms.map_or(STOP_GRACE, Duration::from_millis)
+    }
+
+    pub(super) fn drain_cap(&self) -> Duration {
+        self.memory.drain_ms.map_or(DRAIN_CAP, Duration::from_millis)
     }
 
     fn tell_stopped(&self, reason: StopReason, news: &mut Happenings) {

@@ -135,5 +135,6 @@ pub(super) fn content(spec: &ContainerSpec, replica: &Replica) -> Assignment {
         load_balancer_target: spec.load_balancer_target.clone(),
         service_account: spec.service_account.clone(),
         stop_grace_ms: u64::try_from(STOP_GRACE.as_millis()).expect("ten seconds"),
+        drain_ms: spec.drain_seconds.map(|seconds| u64::from(seconds) * 1000),
     }
 }

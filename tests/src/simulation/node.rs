@@ -489,6 +489,9 @@ impl Simulation {
         let Some(daemon) = &mut self.machines[machine].daemon else {
             return;
         };
+        // Nobody stays connected here.
+        let counts = daemon.core.draining(now).into_iter().map(|id| (id, 0)).collect();
+        daemon.core.connected(&counts, now);
         let Output {
             writes,
             steps,

@@ -334,15 +334,7 @@ pub(super) fn declare(chance: &mut Chance, name: &str, stateful: bool) -> Contai
         },
         env: BTreeMap::new(),
         command: None,
-        health_check: chance.percent(50).then(|| HealthCheck {
-            kind: ProbeKind::Http,
-            command: vec![],
-            path: "/health".into(),
-            port: 8080,
-            method: ProbeMethod::Get,
-            timeout_seconds: 1,
-            failure_threshold: chance.small(1..=3),
-        }),
+        health_check: health_check(chance),
         probes: None,
         load_balancer_target: (!stateful && chance.percent(20)).then(|| LoadBalancerTarget::Gcp {
             neg_name: "neg".into(),
@@ -361,6 +353,7 @@ pub(super) fn declare(chance: &mut Chance, name: &str, stateful: bool) -> Contai
         rollback: chance.percent(60).then(|| RollbackPolicy {
             after_failed_starts: chance.small(0..=4),
         }),
+        drain_seconds: None,
     };
     // Drawn for a GPU only: seeds without one keep their histories.
     if let Some(gpu) = &mut spec.resources.gpu {
@@ -370,6 +363,18 @@ pub(super) fn declare(chance: &mut Chance, name: &str, stateful: bool) -> Contai
         spec.probes = Some(probes(&check));
     }
     spec
+}
+
+fn health_check(chance: &mut Chance) -> Option<HealthCheck> {
+    chance.percent(50).then(|| HealthCheck {
+        kind: ProbeKind::Http,
+        command: vec![],
+        path: "/health".into(),
+        port: 8080,
+        method: ProbeMethod::Get,
+        timeout_seconds: 1,
+        failure_threshold: chance.small(1..=3),
+    })
 }
 
 /// All three, that ask as a health check does.

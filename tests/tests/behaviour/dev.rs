@@ -340,6 +340,22 @@ impl Dev {
         }
     }
 
+    /// A request to a replica, from inside its machine, that it is at work on until the connection is dropped.
+    pub(super) fn hold(&self, replica: &ReplicaView) -> TcpStream {
+        let machine = replica.machine_id.as_ref().unwrap().as_str();
+        let netns = self.state().join("run/netns").join(machine);
+        let file = std::fs::File::open(netns).unwrap();
+        let to = SocketAddr::from((replica.ip.unwrap(), 8080));
+        let connecting = std::thread::spawn(move || {
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let mut stream = TcpStream::connect_timeout(&to, ANSWER_DEADLINE).unwrap();
+            let request = "GET /burn?threads=1&ms=3600000 HTTP/1.1\r\nhost: replica\r\n\r\n";
+            stream.write_all(request.as_bytes()).unwrap();
+            stream
+        });
+        connecting.join().unwrap()
+    }
+
     pub(super) fn ask(&self, replica: &ReplicaView, path: &str) -> String {
         let id = &replica.replica_id;
         let answer = self

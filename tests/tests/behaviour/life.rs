@@ -8,7 +8,8 @@ use berth_api::time::monotonic;
 use rustix::process::Signal;
 use serde_json::json;
 
-use super::dev::{Dev, container, is_alive, output_of, signal, until};
+use super::dev::{Dev, Program, container, is_alive, output_of, signal, text, until};
+use super::inspect::berthd;
 
 /// Memory, processor and processes are limited, and who exceeds the memory is told so.
 #[test]
@@ -189,6 +190,62 @@ fn probes_hold_back_take_out_and_restart() {
         "{:?}",
         dead.cause
     );
+}
+
+/// An open connection holds a stop until it ends, also over the death of the daemon, or until the cap has passed; nobody finds the
+/// replica meanwhile.
+#[test]
+fn a_stop_waits_for_connections_up_to_its_cap() {
+    let Some(dev) = Dev::up(1) else { return };
+    let draining = |name: &str, seconds: u32| {
+        let mut declaration = container(&dev, name, 1);
+        declaration["drainSeconds"] = json!(seconds);
+        declaration
+    };
+    dev.apply(&[
+        draining("patient", 3600),
+        draining("hasty", 1),
+        container(&dev, "web", 1),
+    ]);
+    let [patient, hasty, web] = ["patient", "hasty", "web"].map(|name| dev.until_ready(name, 1).remove(0));
+    let held = dev.hold(&patient);
+    let cut = dev.hold(&hasty);
+    dev.succeed(&["delete", "--yes", "patient"]);
+    dev.succeed(&["delete", "--yes", "hasty"]);
+    let id = patient.replica_id.as_str();
+    let words = |replica: &berth_api::rest::operator::ReplicaView| {
+        let wait = replica.wait.as_ref().map(|wait| wait.reason.clone());
+        wait.filter(|reason| reason.starts_with("draining: 1 connection, until "))
+    };
+    let first = dev.until_replica(id, "drains", |replica| words(replica).is_some());
+    assert_eq!((first.ready, first.pid), (false, patient.pid));
+    dev.until_explained(id, "draining: 1 connection");
+    assert!(
+        dev.resolve(&web, "patient.svc").is_empty(),
+        "nobody is sent there"
+    );
+    let before = dev.another(Program::Daemon, None);
+    signal(before, Signal::KILL);
+    dev.another(Program::Daemon, Some(before));
+    // Its own word, not what the scheduler has from the one before.
+    let said = words(&first).unwrap();
+    until("the next daemon goes on with the same deadline", || {
+        text(&berthd(&dev, &["status"]).stdout)
+            .contains(&said)
+            .then_some(())
+    });
+    assert_eq!(dev.replica(id).pid, patient.pid);
+    // Its connection is open still: the cap has passed.
+    until("the hasty one has ended", || {
+        dev.of("hasty").is_empty().then_some(())
+    });
+    drop(cut);
+    assert!(dev.find(id).is_some(), "held by its connection");
+    drop(held);
+    until("the patient one has ended", || {
+        dev.of("patient").is_empty().then_some(())
+    });
+    dev.until_tidy();
 }
 
 /// SIGTERM first; SIGKILL only for those that do not end within the grace.

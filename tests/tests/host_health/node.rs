@@ -77,6 +77,7 @@ fn assignment(port: u16, probes: Probes) -> Assignment {
         load_balancer_target: None,
         service_account: None,
         stop_grace_ms: 1000,
+        drain_ms: None,
     }
 }
 

@@ -185,6 +185,8 @@ fn assignment(id: &str, ip: Ipv4Addr) -> Assignment {
         volume: None,
         shared_mounts: vec![],
         health_check: None,
+        probes: None,
+        drain_ms: None,
         load_balancer_target: None,
         service_account: None,
         stop_grace_ms: 1000,

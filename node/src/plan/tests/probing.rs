@@ -59,8 +59,10 @@ fn report(node: &mut Node, role: ProbeRole, phase: ProbePhase, failures: u32) {
     node.settle();
 }
 
-#[test]
-fn readiness_follows_from_what_is_declared_and_found() {
+/// What is declared, what is found, and what becomes of it.
+type Case = (Probes, Vec<(ProbeRole, ProbePhase, u32)>, Phase, bool);
+
+fn cases() -> Vec<Case> {
     use ProbePhase::{Failing, Passing, Starting};
     use ProbeRole::{Liveness, Readiness, Startup};
     let only = |startup, readiness, liveness| Probes {
@@ -68,7 +70,7 @@ fn readiness_follows_from_what_is_declared_and_found() {
         readiness,
         liveness,
     };
-    for (probes, reports, phase, ready) in [
+    vec![
         (only(None, None, probe()), vec![], Phase::Healthy, true),
         (
             only(None, None, probe()),
@@ -126,7 +128,12 @@ fn readiness_follows_from_what_is_declared_and_found() {
             Phase::Healthy,
             true,
         ),
-    ] {
+    ]
+}
+
+#[test]
+fn readiness_follows_from_what_is_declared_and_found() {
+    for (probes, reports, phase, ready) in cases() {
         let mut node = running(probes.clone());
         for (role, phase, failures) in &reports {
             report(&mut node, *role, *phase, *failures);
