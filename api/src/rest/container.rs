@@ -388,6 +388,29 @@ mod tests {
     }
 
     #[test]
+    fn how_long_a_stop_drains_is_read_changed_and_removed() {
+        let mut value = reader();
+        let bare = read_container(&value, &cluster("local")).unwrap();
+        assert_eq!(create_request(&bare).get("drainSeconds"), None);
+        for good in [0, 3600] {
+            value["drainSeconds"] = json!(good);
+            let spec = read_container(&value, &cluster("local")).unwrap();
+            assert_eq!(create_request(&spec)["drainSeconds"], json!(good));
+            let after = |change: Value| {
+                let update = ContainerUpdate::read(&change, &spec).unwrap();
+                update.apply(&spec, &cluster("local")).unwrap().drain_seconds
+            };
+            assert_eq!(after(json!({})), Some(good));
+            assert_eq!(after(json!({"drainSeconds": 7})), Some(7));
+            assert_eq!(after(json!({"drainSeconds": null})), None);
+        }
+        for bad in [json!(-1), json!(3601), json!("5"), json!(0.5)] {
+            value["drainSeconds"] = bad;
+            assert_eq!(problems(&value, "local").len(), 1, "{value}");
+        }
+    }
+
+    #[test]
     fn bad_members_are_each_told_with_the_way_out() {
         let mut value = reader();
         value["name"] = json!("Reader");
