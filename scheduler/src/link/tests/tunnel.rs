@@ -5,6 +5,8 @@ use berth_api::link::{
     tunnel_request::Target, tunnel_up,
 };
 
+use tokio::task::JoinSet;
+
 use super::*;
 use crate::link::Tunnel;
 use crate::refusal::Refused;
@@ -21,12 +23,18 @@ fn target() -> Target {
 }
 
 /// Asks for a tunnel to a replica of the machine.
-fn asked(world: &World, machine: &str) -> tokio::task::JoinHandle<Result<Tunnel, Refused>> {
+fn asked(world: &World, machine: &str) -> JoinSet<Result<Tunnel, Refused>> {
     let (sessions, machine) = (world.cluster.sessions().clone(), MachineId::new(machine).unwrap());
-    tokio::spawn(async move {
+    let mut asked = JoinSet::new();
+    asked.spawn(async move {
         let replica = ReplicaId::new("web-1").unwrap();
         sessions.tunnel(&machine, &replica, target()).await
-    })
+    });
+    asked
+}
+
+async fn answer(mut asked: JoinSet<Result<Tunnel, Refused>>) -> Result<Tunnel, Refused> {
+    soon("an answer", asked.join_next()).await.unwrap().unwrap()
 }
 
 async fn request(node: &mut Node) -> TunnelRequest {
@@ -83,7 +91,7 @@ async fn a_tunnel_is_opened_once_by_the_machine_that_was_asked() {
     let again = call(&world, identity, &request.tunnel_id).await.unwrap_err();
     assert_eq!(again.code(), Code::NotFound, "{again}");
 
-    let mut tunnel = soon("the tunnel", asked).await.unwrap().unwrap();
+    let mut tunnel = answer(asked).await.unwrap();
     let input = tunnel_down::Kind::Input("ls\n".into());
     let message = TunnelDown {
         kind: Some(input.clone()),
@@ -126,17 +134,14 @@ async fn a_tunnel_needs_a_certificate_that_counts_and_ends_with_the_session() {
     let first = asked(&world, "m-1");
     let opened = request(&mut node).await;
     let (_said, _heard) = call(&world, identity, &opened.tunnel_id).await.unwrap();
-    let tunnel = soon("the tunnel", first).await.unwrap().unwrap();
+    let tunnel = answer(first).await.unwrap();
     let waiting = asked(&world, "m-1");
     request(&mut node).await;
     drop(node);
     soon("the end of the session", tunnel.session_ended.cancelled()).await;
-    let lost = soon("an answer", waiting).await.unwrap().unwrap_err();
+    let lost = answer(waiting).await.unwrap_err();
     assert_eq!(lost.code, "machine_not_linked");
-    let unlinked = soon("an answer", asked(&world, "m-9"))
-        .await
-        .unwrap()
-        .unwrap_err();
+    let unlinked = answer(asked(&world, "m-9")).await.unwrap_err();
     assert_eq!(unlinked.code, "machine_not_linked");
     world.running.shutdown().await;
 }
