@@ -14,7 +14,7 @@ SECONDS ?= 60
 SEEDS ?= 0..2000
 ROUNDS ?= 1000
 
-.PHONY: help demo test bench bench-placement bench-autoscale bench-control sim soak fuzz fuzz-api lint build clean setup-build setup-demo setup-test
+.PHONY: help demo test bench bench-node bench-placement bench-autoscale bench-control sim soak fuzz fuzz-api lint build clean setup-build setup-demo setup-test
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ test: setup-test $(WORKLOAD) ## Run every test; those that need root are skipped
 
 bench: setup-test build ## Measure what SPECIFICATION.md promises; writes a table and JSON below target/bench.
 	$(AS_ROOT) benches/run.sh
+
+bench-node: setup-test build ## Measure a machine with 200 replicas, pulls and programs beside raw containerd and ctr.
+	$(AS_ROOT) benches/run.sh node
 
 bench-autoscale: setup-build ## Play loads against the rule of scaling and that of Kubernetes; prints a table in seconds.
 	cargo run --release --quiet --package berth-benches --bin berth-bench-autoscale

@@ -1,7 +1,6 @@
 //! Time of one durable append to the scheduler's log, on the file system of the instance.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use berth_api::id::ClusterId;
@@ -9,6 +8,7 @@ use berth_api::time::monotonic;
 use berth_scheduler::store::{Sqlite, Store as _};
 
 use crate::figures::{Figures, percentile};
+use crate::report::millis;
 
 const APPENDS: u64 = 500;
 /// About the size of the entries of one placed replica.
@@ -40,8 +40,4 @@ pub(crate) async fn measure(directory: &Path, figures: &mut Figures) -> anyhow::
         None,
     );
     Ok(())
-}
-
-pub(crate) fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1000.0
 }

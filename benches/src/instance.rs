@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use berth_api::time::{Timestamp, monotonic};
 use serde_json::{Value, json};
+
+use crate::report::millis;
 
 /// Nothing that is waited for here takes longer, however loaded the machine is.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -19,6 +21,7 @@ pub(crate) struct Machine {
     pub(crate) daemon_pid: u32,
     pub(crate) keeper_pid: u32,
     pub(crate) cgroup: String,
+    pub(crate) containerd_namespace: String,
 }
 
 /// Where a replica's start is on record.
@@ -71,7 +74,38 @@ impl Instance {
             daemon_pid: pid("daemonPid")?,
             keeper_pid: pid("keeperPid")?,
             cgroup: text(machine, "cgroup")?.to_owned(),
+            containerd_namespace: text(machine, "containerdNamespace")?.to_owned(),
         })
+    }
+
+    pub(crate) fn containerd_pid(&self) -> anyhow::Result<u32> {
+        let view = list(&self.berth, &self.state_dir)?;
+        let pid = view["containerdPid"]
+            .as_u64()
+            .context("containerd does not run")?;
+        Ok(u32::try_from(pid)?)
+    }
+
+    /// The daemon's process, once it is another than before.
+    pub(crate) async fn another_daemon(&self, before: u32) -> anyhow::Result<u32> {
+        let begun = monotonic();
+        loop {
+            if let Ok(machine) = self.machine()
+                && machine.daemon_pid != before
+            {
+                return Ok(machine.daemon_pid);
+            }
+            ensure!(begun.elapsed() < DEADLINE, "no other daemon after {DEADLINE:?}");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// One replica of a container that runs.
+    pub(crate) async fn a_replica(&self, name: &str) -> anyhow::Result<String> {
+        let running = |replicas: &[Value]| replicas.iter().any(|replica| replica["status"] == "running");
+        let replicas = self.until(name, running).await?;
+        let replica = replicas.iter().find(|replica| replica["status"] == "running");
+        Ok(text(replica.context("one runs")?, "replicaId")?.to_owned())
     }
 
     /// Declares a container; returns when the scheduler has committed it.
@@ -163,19 +197,46 @@ impl Instance {
         Ok(serde_json::from_str(&body)?)
     }
 
+    /// When the daemon wrote a line with these words, at `since` or later.
+    pub(crate) async fn logged(&self, words: &str, since: Timestamp) -> anyhow::Result<Timestamp> {
+        let begun = monotonic();
+        loop {
+            let found = self.lines(&[words])?.into_iter().find(|time| *time >= since);
+            if let Some(time) = found {
+                return Ok(time);
+            }
+            ensure!(
+                begun.elapsed() < DEADLINE,
+                "{words:?} is not logged after {DEADLINE:?}"
+            );
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
     /// When the node had accepted, that is stored, a set with so many replicas; every such line of its log.
     pub(crate) fn accepted(&self, replicas: usize) -> anyhow::Result<Vec<Timestamp>> {
+        self.lines(&["accepted an assignment set", &format!("replicas={replicas} ")])
+    }
+
+    /// The times of all lines of the daemon's log with these words.
+    fn lines(&self, words: &[&str]) -> anyhow::Result<Vec<Timestamp>> {
         let path = self.logs.join("m1-berthd.log");
         let log = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        let member = format!("replicas={replicas} ");
         log.lines()
-            .filter(|line| line.contains("accepted an assignment set") && line.contains(&member))
+            .filter(|line| words.iter().all(|words| line.contains(words)))
             .map(|line| {
                 let time = line.split(' ').next().unwrap_or_default();
                 time.parse().with_context(|| format!("no time in {line}"))
             })
             .collect()
     }
+}
+
+/// From the first decision to the last start, in milliseconds.
+pub(crate) fn span_ms(starts: &[Start]) -> f64 {
+    let first = starts.iter().map(|start| start.placed).min().unwrap_or_default();
+    let last = starts.iter().map(|start| start.started).max().unwrap_or_default();
+    millis(last.since(first))
 }
 
 fn list(berth: &Path, state_dir: &Path) -> anyhow::Result<Value> {

@@ -3,25 +3,23 @@
 //! Started by `benches/run.sh`. Output: a table and a JSON file. No figure fails the run: a figure beyond its promise is
 //! marked, and a person judges with the machine's load in mind.
 
+mod arguments;
 mod commit;
 mod figures;
 mod instance;
+mod node;
 mod process;
 mod raw;
+mod report;
 mod start;
 
-use std::collections::BTreeMap;
-use std::io::Write as _;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use berth_api::time::Timestamp;
-use serde_json::json;
-
+use arguments::Arguments;
 use figures::Figures;
 use instance::Instance;
 use raw::Raw;
+use report::say;
 
 /// Replicas that start at once, and that run while memory and idle use are read.
 const REPLICAS: usize = 50;
@@ -39,6 +37,10 @@ async fn main() -> anyhow::Result<()> {
     let raw = Raw::connect(&instance, &arguments.image).await?;
     let mut figures = Figures::default();
 
+    if arguments.suite == "node" {
+        node::measure(&instance, &raw, &arguments, &mut figures).await?;
+        return report::write(&arguments, 5, &figures);
+    }
     say("appending to the scheduler's log")?;
     commit::measure(&arguments.state_dir, &mut figures).await?;
     say("starting one replica, raw and by Berth in turns")?;
@@ -48,18 +50,7 @@ async fn main() -> anyhow::Result<()> {
     say("reading memory and idle use with 50 replicas")?;
     idle(&instance, &mut figures).await?;
 
-    let document = json!({
-        "issue": 2,
-        "takenAt": Timestamp::now().to_string(),
-        "machine": machine(),
-        "programs": arguments.programs(),
-        "runs": arguments.runs,
-        "figures": figures.json(),
-    });
-    std::fs::write(&arguments.output, serde_json::to_vec_pretty(&document)?)
-        .with_context(|| format!("write {}", arguments.output.display()))?;
-    say(&figures.table())?;
-    say(&format!("written to {}", arguments.output.display()))
+    report::write(&arguments, 2, &figures)
 }
 
 async fn idle(instance: &Instance, figures: &mut Figures) -> anyhow::Result<()> {
@@ -114,72 +105,4 @@ async fn idle(instance: &Instance, figures: &mut Figures) -> anyhow::Result<()> 
         None,
     );
     Ok(())
-}
-
-/// What the command line says.
-#[derive(Debug)]
-struct Arguments {
-    berth: PathBuf,
-    state_dir: PathBuf,
-    image: String,
-    output: PathBuf,
-    runs: usize,
-}
-
-impl Arguments {
-    fn read() -> anyhow::Result<Self> {
-        let mut named = BTreeMap::new();
-        let mut words = std::env::args().skip(1);
-        while let Some(name) = words.next() {
-            let value = words.next().with_context(|| format!("{name} needs a value"))?;
-            named.insert(name, value);
-        }
-        let mut take = |name: &str| {
-            named
-                .remove(name)
-                .with_context(|| format!("{name} is missing; run benches/run.sh"))
-        };
-        Ok(Self {
-            berth: take("--berth")?.into(),
-            state_dir: take("--state-dir")?.into(),
-            image: take("--image")?,
-            output: take("--output")?.into(),
-            runs: take("--runs")?.parse().context("--runs")?,
-        })
-    }
-
-    /// An unoptimised build lies below `debug`.
-    fn programs(&self) -> &'static str {
-        if self.berth.components().any(|part| part.as_os_str() == "debug") {
-            "debug"
-        } else {
-            "release"
-        }
-    }
-}
-
-/// The machine as far as the figures depend on it.
-fn machine() -> serde_json::Value {
-    let read = |path: &str| {
-        std::fs::read_to_string(path)
-            .unwrap_or_default()
-            .trim()
-            .to_owned()
-    };
-    let model = read("/proc/cpuinfo").lines().find_map(|line| {
-        line.strip_prefix("model name")?
-            .split(": ")
-            .nth(1)
-            .map(str::to_owned)
-    });
-    json!({
-        "cpuModel": model,
-        "cpus": std::thread::available_parallelism().map(usize::from).unwrap_or(0),
-        "kernel": read("/proc/sys/kernel/osrelease"),
-        "loadAverage": read("/proc/loadavg"),
-    })
-}
-
-fn say(text: &str) -> anyhow::Result<()> {
-    writeln!(std::io::stdout(), "{text}").context("write to the terminal")
 }

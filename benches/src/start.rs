@@ -4,11 +4,12 @@ use anyhow::Context as _;
 use berth_api::time::{Timestamp, monotonic};
 use futures::future::try_join_all;
 
-use crate::commit::millis;
+use crate::arguments::Arguments;
 use crate::figures::{Figures, percentile};
-use crate::instance::{Instance, Start};
+use crate::instance::{Instance, span_ms};
 use crate::raw::Raw;
-use crate::{Arguments, BATCHES, REPLICAS};
+use crate::report::millis;
+use crate::{BATCHES, REPLICAS};
 
 /// The first of each is not counted: it brings the image into the node's namespace and fills caches.
 const WARM_UP: usize = 1;
@@ -173,11 +174,4 @@ pub(crate) async fn at_once(
         Some(1.3),
     );
     Ok(())
-}
-
-/// From the first decision to the last start.
-fn span_ms(starts: &[Start]) -> f64 {
-    let first = starts.iter().map(|start| start.placed).min().unwrap_or_default();
-    let last = starts.iter().map(|start| start.started).max().unwrap_or_default();
-    millis(last.since(first))
 }
