@@ -495,16 +495,17 @@ impl Writer {
         result
     }
 
-    /// Puts what was kept in memory where it belongs, once that is possible, in place of what may be there.
+    /// Puts what was kept in memory where it belongs, once that is possible. What lies there and is not in memory stays: memory began empty,
+    /// and what is too much is found out by the next daemon.
     fn move_to_disk(&mut self) -> Result<(), LedgerError> {
         drop(Ledger::read(&self.path, &self.boot_id)?);
         let path = self.path.to_string_lossy();
         self.connection.execute("ATTACH ?1 AS disk", params![path])?;
         let copied = self.connection.execute_batch(
             "BEGIN;
-             DELETE FROM disk.meta; INSERT INTO disk.meta SELECT * FROM main.meta;
-             DELETE FROM disk.replica; INSERT INTO disk.replica SELECT * FROM main.replica;
-             DELETE FROM disk.accepted; INSERT INTO disk.accepted SELECT * FROM main.accepted;
+             INSERT OR REPLACE INTO disk.meta SELECT * FROM main.meta;
+             INSERT OR REPLACE INTO disk.replica SELECT * FROM main.replica;
+             INSERT OR REPLACE INTO disk.accepted SELECT * FROM main.accepted;
              COMMIT;",
         );
         if copied.is_err() && !self.connection.is_autocommit() {

@@ -48,6 +48,10 @@ mod proto {
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 const MESSAGE_MAX_BYTES: usize = 16 << 20;
+/// What may be on its way in one stream, unread.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// The same of the connection: more than all tunnels together, so that the session is held up by none.
+const CONNECTION_WINDOW: u32 = 64 << 20;
 const REDIAL_FIRST: Duration = Duration::from_millis(250);
 const REDIAL_MAX: Duration = Duration::from_secs(15);
 /// A session that lived this long was good: the next pause is the shortest again.
@@ -264,6 +268,8 @@ fn channel(config: &Config, url: &str, identity: Option<(&str, &str)>) -> Result
         .map_err(dial)?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(10));
     Ok(endpoint.connect_lazy())

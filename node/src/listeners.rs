@@ -89,7 +89,7 @@ pub fn keep(name: &str, socket: impl AsFd) {
             &to,
             &iov,
             &mut SendAncillaryBuffer::default(),
-            SendFlags::NOSIGNAL,
+            SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
         )?;
         let text = format!("FDSTORE=1\nFDNAME={name}\n");
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -100,7 +100,13 @@ pub fn keep(name: &str, socket: impl AsFd) {
             "the space is for one descriptor"
         );
         let iov = [IoSlice::new(text.as_bytes())];
-        rustix::net::sendmsg_addr(&from, &to, &iov, &mut control, SendFlags::NOSIGNAL)?;
+        rustix::net::sendmsg_addr(
+            &from,
+            &to,
+            &iov,
+            &mut control,
+            SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+        )?;
         Ok(())
     };
     if let Err(error) = send() {

@@ -99,7 +99,12 @@ pub(crate) fn judge(mut core: NodeCore, observed: Observed, now: Now) -> Report 
         boot: now.boot.plus(DRAIN),
         wall: now.wall.plus(DRAIN),
     };
-    let steps = [now, drained].map(|now| core.advance(now).steps);
+    let steps = [now, drained].map(|now| {
+        // As if nobody was connected: a stop that waits for connections is a stop.
+        let counts = core.draining(now).into_iter().map(|id| (id, 0)).collect();
+        core.connected(&counts, now);
+        core.advance(now).steps
+    });
     for (id, step) in steps.into_iter().flatten() {
         let words = format!("{} {id}", step.name());
         // A cap is set again to what it is: the process does not notice.

@@ -54,7 +54,7 @@ impl Part {
         Self::Loops,
     ];
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Runtime => "runtime",
             Self::Network => "network",

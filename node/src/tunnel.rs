@@ -61,7 +61,9 @@ pub async fn serve(
         (Ok(replica), Some(Target::Exec(target))) => exec(reach, &replica, target, &up, &mut down).await,
         (Ok(replica), Some(Target::Port(target))) => port(reach, &replica, &target, &up, &mut down).await,
         (Err(error), _) => Ok(refusal(error.to_string())),
-        (_, None) => Ok(refusal("this version of berthd does not know what is asked for")),
+        (_, None) => Ok(refusal(
+            "this machine has too many tunnels open already, or its version of berthd does not know what is asked for",
+        )),
     };
     let Ok(end) = ended else { return };
     if up.send(message(Kind::End(end))).await.is_err() {
@@ -131,6 +133,8 @@ async fn exec(
     tokio::select! {
         end = output_of(&mut attached, up) => end,
         gone = told => Err(gone),
+        // A program that reads nothing keeps the other from seeing this.
+        () = up.closed() => Err(Gone),
     }
 }
 
@@ -233,6 +237,9 @@ async fn port(
             }
         }
     };
-    tokio::try_join!(said, told)?;
-    Ok(TunnelEnd::default())
+    // What is dropped has nobody to speak with.
+    tokio::select! {
+        both = async { tokio::try_join!(said, told) } => both.map(|_| TunnelEnd::default()),
+        () = up.closed() => Err(Gone),
+    }
 }

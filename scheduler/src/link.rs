@@ -60,6 +60,10 @@ const MESSAGE_MAX_BYTES: usize = 16 << 20;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const ENROL_TIMEOUT: Duration = Duration::from_secs(20);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// What may be on its way in one stream, unread.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// The same of a whole connection: more than all tunnels of a machine together, so that the session is held up by none.
+const CONNECTION_WINDOW: u32 = 64 << 20;
 
 /// How the link is served.
 #[derive(Debug, Clone, Copy)]
@@ -104,6 +108,8 @@ pub(crate) async fn serve(
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let served = Server::builder()
         .tls_config(tls)?
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(HANDSHAKE_TIMEOUT))
         .serve_with_incoming_shutdown(service, incoming, stop.cancelled_owned())

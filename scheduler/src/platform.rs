@@ -75,6 +75,8 @@ pub struct PlatformCaller {
     pub subject: String,
     /// Of the key that verified it.
     pub key_id: String,
+    /// When the token ends.
+    pub expires_at: Timestamp,
 }
 
 /// Why a platform token is not accepted.
@@ -106,6 +108,7 @@ struct OwnClaims<'a> {
 struct ReadClaims {
     iss: String,
     sub: String,
+    exp: u64,
 }
 
 struct VerifyingKey {
@@ -204,6 +207,7 @@ impl PlatformKeys {
                         issuer: read.claims.iss,
                         subject: read.claims.sub,
                         key_id: key.key_id.clone(),
+                        expires_at: Timestamp::from_millis(read.claims.exp.saturating_mul(1000)),
                     });
                 }
                 Ok(_) => refusal = InvalidPlatformToken::Incomplete,

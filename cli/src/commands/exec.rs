@@ -6,7 +6,7 @@ use berth_api::rest::tunnel::{Ended, Frame, Window};
 use clap::Args;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_tungstenite::tungstenite::Bytes;
 
 use crate::context::Session;
@@ -78,16 +78,23 @@ async fn speak(args: ExecArgs, session: &Session) -> Result<Ended, Failure> {
     if args.stdin {
         read_input(input.clone());
     }
-    let shown = std::thread::spawn(move || show(output));
-    // Dropping the tunnel ends the program.
-    let ended = tokio::select! {
-        ended = tunnel.carry(to_send, received) => ended?,
-        failure = resized(input) => return Err(failure),
-        failure = told_to_end() => return Err(failure),
+    let (all_shown, shown) = oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        show(output);
+        drop(all_shown);
+    });
+    let carried = async {
+        let ended = tunnel.carry(to_send, received).await;
+        // All has been received: only this side's reader can hold it up now.
+        drop(shown.await);
+        ended
     };
-    // All has been received: only this side's reader can hold it up now.
-    drop(shown.join());
-    Ok(ended)
+    // Dropping the tunnel ends the program.
+    tokio::select! {
+        ended = carried => ended,
+        failure = resized(input) => Err(failure),
+        failure = told_to_end() => Err(failure),
+    }
 }
 
 /// Writes what the program writes, on a thread of its own: a terminal that somebody has stopped holds up nothing else.

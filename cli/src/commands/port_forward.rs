@@ -88,6 +88,7 @@ pub(crate) async fn run(args: PortForwardArgs, session: &Session) -> Result<(), 
         ));
     }
     let mut tasks = JoinSet::new();
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     for (listener, ports) in listen(&args).await? {
         let local = listener.local_addr().map_err(Failure::failed)?;
         output::line(format!("{local} -> {}:{}", args.name, ports.remote))?;
@@ -95,6 +96,7 @@ pub(crate) async fn run(args: PortForwardArgs, session: &Session) -> Result<(), 
             session: session.clone(),
             name: args.name.clone(),
             remote: ports.remote,
+            room: Arc::clone(&room),
         };
         tasks.spawn(forward.accept(listener));
     }
@@ -130,15 +132,16 @@ struct Forward {
     session: Session,
     name: String,
     remote: u16,
+    /// A permit for each connection of the command.
+    room: Arc<Semaphore>,
 }
 
 impl Forward {
     async fn accept(self, listener: TcpListener) -> Failure {
-        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let mut connections = JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
-            let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
+            let Ok(permit) = Arc::clone(&self.room).acquire_owned().await else {
                 return Failure::failed("the listener ended");
             };
             let stream = match listener.accept().await {

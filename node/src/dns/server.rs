@@ -159,30 +159,9 @@ fn run(
 const KEPT_UDP: &str = "dns-udp";
 const KEPT_TCP: &str = "dns-tcp";
 
-/// Both on one port, also when the port is 0 and so any (for tests). Those of an earlier daemon hold the questions that came since.
+/// Both on one port, also when the port is 0 and so any (for tests). Those of an earlier daemon hold the questions that came since; one that
+/// was not kept is bound anew, beside the other.
 async fn bind(listen: SocketAddr, listeners: &Listeners) -> Result<(UdpSocket, TcpListener), DnsError> {
-    let kept = listeners
-        .udp(KEPT_UDP, listen)
-        .zip(listeners.tcp(KEPT_TCP, listen));
-    if let Some((udp, tcp)) = kept {
-        let taken = || {
-            udp.set_nonblocking(true)?;
-            tcp.set_nonblocking(true)?;
-            Ok((UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?))
-        };
-        return taken().map_err(|source| DnsError::Listen {
-            address: listen,
-            transport: "a kept socket",
-            source,
-        });
-    }
-    let (udp, tcp) = bind_anew(listen).await?;
-    listeners::keep(KEPT_UDP, &udp);
-    listeners::keep(KEPT_TCP, &tcp);
-    Ok((udp, tcp))
-}
-
-async fn bind_anew(listen: SocketAddr) -> Result<(UdpSocket, TcpListener), DnsError> {
     let failed = |address, transport| {
         move |source| DnsError::Listen {
             address,
@@ -190,11 +169,25 @@ async fn bind_anew(listen: SocketAddr) -> Result<(UdpSocket, TcpListener), DnsEr
             source,
         }
     };
-    let tcp = TcpListener::bind(listen).await.map_err(failed(listen, "TCP"))?;
+    let tcp = if let Some(kept) = listeners.tcp(KEPT_TCP, listen) {
+        kept.set_nonblocking(true).map_err(failed(listen, "TCP"))?;
+        TcpListener::from_std(kept).map_err(failed(listen, "TCP"))?
+    } else {
+        let bound = TcpListener::bind(listen).await.map_err(failed(listen, "TCP"))?;
+        listeners::keep(KEPT_TCP, &bound);
+        bound
+    };
     let address = tcp.local_addr().map_err(failed(listen, "TCP"))?;
-    let udp = UdpSocket::bind(address).await.map_err(failed(address, "UDP"))?;
-    // Without the right to, the system's own bound holds.
-    rustix::net::sockopt::set_socket_recv_buffer_size_force(&udp, RECEIVE_BUFFER_BYTES).ok();
+    let udp = if let Some(kept) = listeners.udp(KEPT_UDP, address) {
+        kept.set_nonblocking(true).map_err(failed(address, "UDP"))?;
+        UdpSocket::from_std(kept).map_err(failed(address, "UDP"))?
+    } else {
+        let bound = UdpSocket::bind(address).await.map_err(failed(address, "UDP"))?;
+        // Without the right to, the system's own bound holds.
+        rustix::net::sockopt::set_socket_recv_buffer_size_force(&bound, RECEIVE_BUFFER_BYTES).ok();
+        listeners::keep(KEPT_UDP, &bound);
+        bound
+    };
     Ok((udp, tcp))
 }
 

@@ -109,7 +109,11 @@ async fn ask(
         },
     };
     if let Err(error) = store.save(&credentials) {
-        // It serves as long as this daemon runs; the next one uses the old certificate, or the token.
+        if identity.is_some() {
+            // The present certificate serves on, and this is tried again until the disk takes one.
+            return Err(error.into());
+        }
+        // It serves as long as this daemon runs; the next one uses the token again.
         tracing::error!(error = words(&error), "cannot keep the certificate");
     }
     tracing::info!(cidr = %credentials.enrolment.assigned_network.cidr, "enrolled");

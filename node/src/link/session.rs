@@ -42,7 +42,7 @@ const STATUS_GAP: Duration = Duration::from_millis(50);
 /// Log requests answered at once.
 const LOG_REQUESTS_MAX: usize = 32;
 const LOG_CHUNKS_MAX: usize = 8;
-/// Tunnels at once; what is above is not answered.
+/// Tunnels at once; what is above is refused.
 const TUNNELS_MAX: usize = 64;
 /// The loop takes inputs within milliseconds; one that does not is broken and the session is no use.
 const INBOX_TIMEOUT: Duration = Duration::from_secs(10);
@@ -317,14 +317,18 @@ impl Session {
         }
     }
 
-    /// Who asked for more tunnels than there may be waits in vain, and is told so by the scheduler.
+    /// Who asks for more tunnels than there may be is told so by one.
     fn open_tunnel(&mut self, reach: Arc<dyn Reach>, mut request: TunnelRequest) {
-        if self.tunnels.len() >= TUNNELS_MAX {
+        if self.tunnels.len() >= 2 * TUNNELS_MAX {
             tracing::warn!(
                 replica_id = request.replica_id,
-                "too many tunnels: one is not opened"
+                "far too many tunnels: one is not answered"
             );
             return;
+        }
+        if self.tunnels.len() >= TUNNELS_MAX {
+            // Answered with a refusal, which is short.
+            request.target = None;
         }
         let mut client = self.client.clone();
         self.tunnels.spawn(async move {

@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use super::Program;
 use crate::config::Config;
 use crate::link::words;
-use crate::status::Status;
+use crate::status::{Part, Status};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -86,7 +86,9 @@ fn not_ready(status: &Status) -> Option<String> {
     if !status.snapshot.observed {
         return Some("the daemon has not read the machine yet".into());
     }
-    let ill = status.machine.subsystems.iter().find(|part| !part.ok)?;
+    // A disk that replicas have filled says nothing about a version of this program.
+    let mut parts = status.machine.subsystems.iter();
+    let ill = parts.find(|part| !part.ok && part.name != Part::Disk.name())?;
     Some(format!("{} does not work: {}", ill.name, ill.reason))
 }
 
@@ -97,10 +99,16 @@ pub(super) fn started_from(path: &Path, but: &Path) -> Vec<Pid> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let is_it = |pid: &Pid| {
         let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
-        let named = line
-            .split(|byte| *byte == 0)
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        let place = words
+            .iter()
             .take(2)
-            .any(|word| word == path.as_os_str().as_bytes());
+            .position(|word| *word == path.as_os_str().as_bytes());
+        // The service has options only: what is followed by the name of a subcommand, also below `sudo`, is somebody's look or this upgrade.
+        let named = place.is_some_and(|place| {
+            let next = words.get(place + 1).copied().unwrap_or_default();
+            next.is_empty() || next.starts_with(b"-")
+        });
         named && *pid != rustix::process::getpid() && exe_of(*pid) != but
     };
     entries

@@ -12,7 +12,7 @@ use berth_api::time::{Timestamp, monotonic};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::tunnel::Joining;
+use super::tunnel::{Joining, Tunnels};
 use crate::refusal::{Class, Refused};
 
 /// Which lines of a replica's log are wanted.
@@ -31,6 +31,8 @@ pub struct LogQuery {
 pub struct Sessions {
     live: Arc<Mutex<BTreeMap<MachineId, Live>>>,
     next_id: Arc<AtomicU64>,
+    /// A permit for each tunnel of the cluster.
+    pub(super) tunnels: Tunnels,
 }
 
 /// Log chunks that wait for their reader; when full the request is cancelled and taken up again from the last line read.

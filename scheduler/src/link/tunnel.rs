@@ -9,13 +9,14 @@
 //! The id is random and good for one call by the machine that it was sent to. A tunnel ends with its machine's session. Bytes
 //! are held back by HTTP/2 itself: who reads slowly slows the writer, and nobody else.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::id::{MachineId, ReplicaId};
 use berth_api::link::{
     TunnelDown, TunnelRequest, TunnelUp, scheduler_message::Kind, tunnel_request::Target, tunnel_up,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
@@ -28,8 +29,10 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(15);
 /// Requests to one machine that it has not answered yet.
 const JOINING_MAX: usize = 64;
 /// Messages that may wait for a slow node.
-const DOWN_MAX: usize = 8;
+const DOWN_MAX: usize = 2;
 const ID_BYTES: usize = 16;
+/// Tunnels into one cluster at once.
+const CLUSTER_MAX: usize = 256;
 
 /// Both directions of a tunnel; dropping it ends it.
 #[derive(Debug)]
@@ -39,10 +42,37 @@ pub struct Tunnel {
     pub down: mpsc::Sender<TunnelDown>,
     /// Cancelled when the machine's session ends.
     pub session_ended: CancellationToken,
+    /// Of the cluster's tunnels.
+    pub room: OwnedSemaphorePermit,
+}
+
+/// Room for the tunnels of one cluster.
+#[derive(Debug, Clone)]
+pub(super) struct Tunnels(Arc<Semaphore>);
+
+impl Default for Tunnels {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(CLUSTER_MAX)))
+    }
+}
+
+impl Tunnels {
+    fn room(&self) -> Result<OwnedSemaphorePermit, Refused> {
+        Arc::clone(&self.0).try_acquire_owned().map_err(|_| {
+            Refused::new(
+                Class::Busy,
+                "too_many_tunnels",
+                format!("{CLUSTER_MAX} tunnels into this cluster are open; close some and try again"),
+            )
+        })
+    }
 }
 
 /// Who waits for the machine's call.
-pub(super) type Joining = oneshot::Sender<Tunnel>;
+pub(super) type Joining = oneshot::Sender<Ends>;
+
+/// What the machine's call brings.
+pub(super) type Ends = (Streaming<TunnelUp>, mpsc::Sender<TunnelDown>, CancellationToken);
 
 impl Sessions {
     /// Asks a replica's machine for a tunnel and waits for it.
@@ -55,6 +85,7 @@ impl Sessions {
         replica: &ReplicaId,
         target: Target,
     ) -> Result<Tunnel, Refused> {
+        let room = self.tunnels.room()?;
         let request = TunnelRequest {
             tunnel_id: random_id()?,
             replica_id: replica.to_string(),
@@ -76,7 +107,13 @@ impl Sessions {
                 JOIN_TIMEOUT.as_secs()
             )
         };
-        joined.map_err(|_| Refused::unavailable(silent()))?
+        let (up, down, session_ended) = joined.map_err(|_| Refused::unavailable(silent()))??;
+        Ok(Tunnel {
+            up,
+            down,
+            session_ended,
+            room,
+        })
     }
 
     /// Waits for room in the session's queue: many tunnels may be asked for at once.
@@ -84,7 +121,7 @@ impl Sessions {
         &self,
         machine: &MachineId,
         request: TunnelRequest,
-    ) -> Result<oneshot::Receiver<Tunnel>, Refused> {
+    ) -> Result<oneshot::Receiver<Ends>, Refused> {
         let gone = || not_linked(machine, &request.replica_id);
         let outbound = self
             .live()
@@ -133,12 +170,7 @@ impl Sessions {
             let joining = live.joining.remove(&open.tunnel_id).ok_or_else(unknown)?;
             (joining, live.ended.clone())
         };
-        let tunnel = Tunnel {
-            up,
-            down,
-            session_ended,
-        };
-        joining.send(tunnel).map_err(|_| unknown())?;
+        joining.send((up, down, session_ended)).map_err(|_| unknown())?;
         Ok(messages)
     }
 }

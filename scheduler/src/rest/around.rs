@@ -107,6 +107,7 @@ pub(super) async fn around(State(api): State<Api>, mut request: Request, next: N
             operation: asked.operation,
             path: &asked.path,
             cluster_id: facts.cluster.as_ref(),
+            replica_id: facts.replica.as_ref(),
             status,
             code: code.map(|code| code.0.as_str()),
             replayed,

@@ -11,7 +11,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use berth_api::id::ClusterId;
+use berth_api::id::{ClusterId, ReplicaId};
 use berth_api::time::Timestamp;
 use serde::Serialize;
 
@@ -31,6 +31,9 @@ pub(super) struct Line<'a> {
     pub(super) path: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) cluster_id: Option<&'a ClusterId>,
+    /// Into which a tunnel was opened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) replica_id: Option<&'a ReplicaId>,
     pub(super) status: u16,
     /// Of the refusal.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -124,6 +127,7 @@ mod tests {
             operation: "delete_cluster",
             path,
             cluster_id: None,
+            replica_id: None,
             status: 403,
             code: Some("forbidden"),
             replayed: false,

@@ -7,11 +7,12 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, header};
 use berth_api::id::ClusterId;
+use berth_api::time::Timestamp;
 
 use super::Api;
 use super::rates::Limited;
 use super::request::{ApiError, Segments};
-use super::told::{Caller, Told, address, short};
+use super::told::{Caller, Facts, Told, address, short};
 use super::watch::{Waited, await_change};
 use crate::cluster::ClusterHandle;
 use crate::entry::{TokenDigest, TokenKind};
@@ -143,11 +144,17 @@ impl NodeToken {
 }
 
 /// Returns when the token that a request came with is no longer valid: for answers that last.
-pub(super) async fn revoked(cluster: &ClusterHandle, caller: Option<Caller>) {
+pub(super) async fn revoked(cluster: &ClusterHandle, told: Facts) {
+    let caller = told.caller;
     let kind = match &caller {
         Some(Caller::Management { .. }) => TokenKind::Management,
         Some(Caller::Machine { .. }) => TokenKind::Machine,
-        Some(Caller::Platform { .. }) | None => return std::future::pending().await,
+        Some(Caller::Platform { .. }) | None => {
+            let Some(until) = told.valid_until else {
+                return std::future::pending().await;
+            };
+            return tokio::time::sleep(until.since(Timestamp::now())).await;
+        }
     };
     let (Some(Caller::Management { token, .. }) | Some(Caller::Machine { token, .. })) = caller else {
         return std::future::pending().await;
@@ -201,6 +208,8 @@ fn identify(api: &Api, credentials: &Credentials, hint: Option<&ClusterId>) -> R
     let Some(kind) = kind_of(token) else {
         let refusal = match api.scheduler.identity().check_platform_token(token) {
             Ok(caller) => {
+                let until = caller.expires_at;
+                credentials.told.tell(|facts| facts.valid_until = Some(until));
                 tell(caller.into());
                 return Ok(Identity::Platform);
             }

@@ -17,6 +17,7 @@ use http_body_util::BodyExt as _;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::Api;
@@ -235,10 +236,19 @@ async fn join(here: OnUpgrade, there: OnUpgrade, stop: CancellationToken) {
             return;
         }
     };
-    let (mut here, mut there) = (TokioIo::new(here), TokioIo::new(there));
-    let carried = tokio::io::copy_bidirectional(&mut here, &mut there);
+    let (mut client, mut to_client) = tokio::io::split(TokioIo::new(here));
+    let (mut owner, mut to_owner) = tokio::io::split(TokioIo::new(there));
+    // A WebSocket has no half: when one side has closed, the other has all that it will get.
+    let carried = async {
+        tokio::select! {
+            _ = tokio::io::copy(&mut client, &mut to_owner) => {}
+            _ = tokio::io::copy(&mut owner, &mut to_client) => {}
+        }
+        // Both are dropped next; what was written to either is on its way.
+        drop(tokio::join!(to_owner.shutdown(), to_client.shutdown()));
+    };
     // How it ended is known to both ends.
-    drop(stop.run_until_cancelled(carried).await);
+    stop.run_until_cancelled(carried).await;
 }
 
 /// Without what concerns one connection only (RFC 9110, section 7.6.1).

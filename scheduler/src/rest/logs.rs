@@ -30,8 +30,8 @@ pub(super) async fn logs(
 ) -> Result<Response, ApiError> {
     let query = query(&pairs).map_err(|faults| ApiError::invalid("invalid_query", faults))?;
     let streams = api.scheduler.logs(cluster.id(), segments.text("name"), query)?;
-    let caller = told.facts().caller;
-    let revoked = async move { revoked(&cluster, caller).await };
+    let told = told.facts();
+    let revoked = async move { revoked(&cluster, told).await };
     let lines = stream::select_all(streams.into_iter().map(lines))
         .take_until(api.stop.cancelled_owned())
         .take_until(Box::pin(revoked))

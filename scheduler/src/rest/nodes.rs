@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use berth_api::event::EventSource;
+use berth_api::event::{EventSource, InvolvedObject};
 use berth_api::id::{ClusterId, MachineId};
 use berth_api::rest::node::{
     CreateEventRequest, HeartbeatReply, HeartbeatRequest, RegisterReply, RegisterRequest, read_batch,
@@ -108,6 +108,11 @@ pub(super) async fn create_event(
 ) -> Result<Response, ApiError> {
     let request = read_for(&api, &token, &value, CreateEventRequest::read, "invalid_event")?;
     let cluster = token.machine_of(&api, &request.cluster_id)?;
+    if let InvolvedObject::Machine(machine_id) = &request.event.involved_object
+        && let Ok(machine_id) = MachineId::new(machine_id.as_str())
+    {
+        require_no_key(&cluster.world(), &machine_id)?;
+    }
     match &request.event.source {
         EventSource::Horizond { machine_id } => {
             if let Ok(machine_id) = MachineId::new(machine_id.as_str()) {

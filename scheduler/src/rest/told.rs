@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::ConnectInfo;
 use axum::http::request::Parts;
-use berth_api::id::ClusterId;
+use berth_api::id::{ClusterId, ReplicaId};
+use berth_api::time::Timestamp;
 use serde::Serialize;
 
 use crate::entry::TokenDigest;
@@ -50,6 +51,10 @@ pub(super) fn short(digest: &TokenDigest) -> String {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Facts {
     pub(super) caller: Option<Caller>,
+    /// When the caller's token ends by itself.
+    pub(super) valid_until: Option<Timestamp>,
+    /// Into which a tunnel was opened.
+    pub(super) replica: Option<ReplicaId>,
     pub(super) cluster: Option<ClusterId>,
     pub(super) revision: Option<u64>,
 }

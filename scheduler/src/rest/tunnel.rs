@@ -23,11 +23,12 @@ use berth_api::validate::{Fault, Faults};
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt as _, StreamExt as _};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::Api;
 use super::auth::{Manager, revoked};
 use super::request::{ApiError, Pairs, Segments};
-use super::told::{Caller, Told};
+use super::told::Told;
 use super::view::is_running;
 use crate::cluster::ClusterHandle;
 use crate::link::Tunnel;
@@ -39,7 +40,7 @@ const KEEPALIVE: Duration = Duration::from_secs(KEEPALIVE_SECONDS);
 const SILENCE_MAX: Duration = Duration::from_secs(4 * KEEPALIVE_SECONDS);
 /// A client may take nothing for so long, because somebody has stopped its terminal.
 const SEND_TIMEOUT: Duration = Duration::from_secs(600);
-/// Of a last word to a client that may be gone.
+/// Of a last word to a client that may be gone, or must be.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 const COMMAND_BYTES_MAX: usize = 4 << 10;
 const WINDOW_MAX: u32 = 10_000;
@@ -60,7 +61,7 @@ pub(super) async fn exec(
     let opening = Opening {
         api,
         cluster,
-        caller: told.facts().caller,
+        told,
         name: segments.text("name"),
     };
     opening.open(Target::Exec(target), upgrade).await
@@ -78,7 +79,7 @@ pub(super) async fn port_forward(
     let opening = Opening {
         api,
         cluster,
-        caller: told.facts().caller,
+        told,
         name: segments.text("name"),
     };
     opening.open(Target::Port(target), upgrade).await
@@ -153,7 +154,7 @@ fn port_target(pairs: &Pairs) -> Result<PortTarget, Faults> {
 struct Opening<'a> {
     api: Api,
     cluster: ClusterHandle,
-    caller: Option<Caller>,
+    told: Told,
     /// Of a replica or a container.
     name: &'a str,
 }
@@ -170,8 +171,11 @@ impl Opening<'_> {
         let (replica, machine) = choose(&self.cluster.world(), &self.cluster.observed(), self.name)?;
         let tunnel = self.cluster.sessions().tunnel(&machine, &replica, target).await?;
         let Api { stop, upgraded, .. } = self.api;
-        let (cluster, caller) = (self.cluster, self.caller);
+        let chosen = replica.clone();
+        self.told.tell(|facts| facts.replica = Some(chosen));
+        let (cluster, told) = (self.cluster, self.told.facts());
         let session_ended = tunnel.session_ended.clone();
+        let goodbye = stop.clone();
         let mut response = upgrade
             .protocols([PROTOCOL])
             .max_message_size(MESSAGE_MAX_BYTES)
@@ -181,11 +185,12 @@ impl Opening<'_> {
                     // All are cancel-safe: they only wait.
                     tokio::select! {
                         () = stop.cancelled_owned() => "the scheduler stops",
-                        () = revoked(&cluster, caller) => "the token is revoked",
+                        () = revoked(&cluster, told) => "the token is revoked or has expired",
                         () = session_ended.cancelled_owned() => "the machine is no longer linked",
                     }
                 };
-                upgraded.track_future(carry(socket, tunnel, over)).await;
+                let carried = carry(socket, tunnel, over, &goodbye);
+                upgraded.track_future(carried).await;
             });
         if let Ok(replica) = HeaderValue::from_str(replica.as_str()) {
             response.headers_mut().insert(REPLICA, replica);
@@ -228,26 +233,40 @@ fn choose(world: &World, observed: &Observed, name: &str) -> Result<(ReplicaId, 
 }
 
 /// Carries bytes until either side ends, or it is `over` for the reason that this gives.
-async fn carry(socket: WebSocket, tunnel: Tunnel, over: impl Future<Output = &'static str>) {
+async fn carry(
+    socket: WebSocket,
+    tunnel: Tunnel,
+    over: impl Future<Output = &'static str>,
+    stop: &CancellationToken,
+) {
     let (mut sink, mut stream) = socket.split();
-    let Tunnel { mut up, down, .. } = tunnel;
+    let Tunnel {
+        mut up,
+        down,
+        room: _room,
+        ..
+    } = tunnel;
     // What is dropped here ends with the tunnel, as all its bytes do.
-    let ended = tokio::select! {
-        ended = upwards(&mut up, &mut sink) => ended,
-        reason = downwards(&mut stream, down) => Some(lost(reason)),
-        reason = over => Some(lost(reason)),
+    let (ended, patience) = tokio::select! {
+        ended = upwards(&mut up, &mut sink) => (ended, SEND_TIMEOUT),
+        reason = downwards(&mut stream, down) => (Some(lost(reason)), GOODBYE_TIMEOUT),
+        reason = over => (Some(lost(reason)), GOODBYE_TIMEOUT),
     };
+    // The machine need not wait for a client that takes its time.
+    drop(up);
     let goodbye = async {
         if let Some(ended) = ended {
             sink.send(binary(&Frame::Ended(ended))).await?;
         }
         sink.send(Message::Close(None)).await?;
-        // A connection that is closed while something of the client's is unread is reset, and the last word lost with it.
-        while let Some(Ok(_)) = stream.next().await {}
+        // A connection that is closed while something of the client's is unread is reset, and what it has not read yet is lost with it: so
+        // it closes first, for as long as it says that it lives.
+        while let Ok(Some(Ok(_))) = tokio::time::timeout(SILENCE_MAX, stream.next()).await {}
         Ok::<_, axum::Error>(())
     };
+    let goodbye = tokio::time::timeout(patience, goodbye);
     // The client may be gone.
-    drop(tokio::time::timeout(GOODBYE_TIMEOUT, goodbye).await);
+    drop(stop.run_until_cancelled(goodbye).await);
 }
 
 fn lost(reason: impl Into<String>) -> Ended {

@@ -54,7 +54,7 @@ fn a_certificate_is_renewed_under_load_and_again_after_a_failure() {
             .contains("cannot renew the certificate")
             .then_some(())
     });
-    assert!(is_linked(&dev), "the session goes on");
+    until("the session goes on", || is_linked(&dev).then_some(()));
     assert_eq!(std::fs::read(&certificate).unwrap(), first);
     let daemon = dev.daemon("m1");
 

@@ -248,8 +248,9 @@ async fn a_program_decides_and_a_runtime_that_does_not_answer_says_nothing() {
         let mut declared = check(0);
         declared.kind = ProbeKind::Exec;
         declared.command = vec![id.to_owned()];
-        prober.put(checked("program", &declared));
-        let report = report(&mut reports, "program").await;
+        // Each a replica of its own: a late report of the one before is not its.
+        prober.put(checked(id, &declared));
+        let report = report(&mut reports, id).await;
         assert_eq!(report.last_error.as_deref(), error, "{id}");
         assert_eq!(report.consecutive_failures, u32::from(error.is_some()), "{id}");
         prober.remove(&report.replica_id);

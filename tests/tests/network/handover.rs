@@ -37,7 +37,7 @@ fn connect_from(netns: &Path, port: u16, to: &str) -> std::io::Result<TcpStream>
         let socket = tokio::net::TcpSocket::new_v4()?;
         socket.set_reuseaddr(true)?;
         socket.bind((Ipv4Addr::UNSPECIFIED, port).into())?;
-        let stream = tokio::time::timeout(PATIENCE, socket.connect(to)).await??;
+        let stream = tokio::time::timeout(LONG, socket.connect(to)).await??;
         let stream = stream.into_std()?;
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(LONG))?;

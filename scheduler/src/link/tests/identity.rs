@@ -404,8 +404,8 @@ async fn a_session_and_a_held_connection_end_with_their_certificate() {
     let world = world().await;
     drop(world.enrol("m-1", "boot-1").await);
     let own = world.identity_of("m-1");
-    // Long enough for a crowded machine to connect.
-    let left = Duration::from_secs(8);
+    // Long enough for a crowded machine to connect, and sooner than the silence of this node ends the session: 15 s.
+    let left = Duration::from_secs(12);
     let life = crate::identity::MACHINE_CERTIFICATE_LIFETIME - left;
     let signed_at =
         Timestamp::from_millis(Timestamp::now().millis() - u64::try_from(life.as_millis()).unwrap());

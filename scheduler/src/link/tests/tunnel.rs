@@ -145,3 +145,83 @@ async fn a_tunnel_needs_a_certificate_that_counts_and_ends_with_the_session() {
     assert_eq!(unlinked.code, "machine_not_linked");
     world.running.shutdown().await;
 }
+
+/// What is sent into one tunnel that nobody reads: more than a connection takes unread unless it is told to.
+const UNREAD: usize = 8 << 20;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_stops_holds_up_its_own_tunnel_only() {
+    let world = world().await;
+    let identity = world.enrol("m-1", "boot-1").await;
+    // One connection for all, as a node has it.
+    let mut client = world.client(Some(identity)).await;
+    let (outbound, messages) = mpsc::channel(16);
+    let hello = Hello {
+        machine_id: "m-1".into(),
+        boot_id: "boot-1".into(),
+        version: "test".into(),
+        accepted: Some(Position::default().into()),
+        running_replica_ids: vec![],
+        state_rebuilt: false,
+    };
+    let mut node = Node {
+        machine: MachineId::new("m-1").unwrap(),
+        outbound,
+        inbound: None,
+        assigned: None,
+        names: BTreeMap::new(),
+    };
+    node.say(node_message::Kind::Hello(hello)).await;
+    let stream = soon("the session", client.session(ReceiverStream::new(messages))).await;
+    node.inbound = Some(stream.unwrap().into_inner());
+
+    let mut tunnels = Vec::new();
+    for _ in 0..4 {
+        let asked = asked(&world, "m-1");
+        let request = request(&mut node).await;
+        let (sender, messages) = mpsc::channel(1);
+        let open = TunnelOpen {
+            tunnel_id: request.tunnel_id,
+        };
+        sender.send(up(tunnel_up::Kind::Open(open))).await.unwrap();
+        let down = soon("the tunnel", client.tunnel(ReceiverStream::new(messages))).await;
+        tunnels.push((sender, down.unwrap().into_inner(), answer(asked).await.unwrap()));
+    }
+    let mut stuck = JoinSet::new();
+    for (sender, _, _) in &tunnels {
+        let sender = sender.clone();
+        stuck.spawn(async move {
+            for _ in 0..UNREAD / (16 << 10) {
+                let output = tunnel_up::Kind::Output(vec![0; 16 << 10].into());
+                if sender.send(up(output)).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    // Nothing moves any more in the tunnels once no message is taken for a while; the session is asked again and again meanwhile.
+    for _ in 0..20 {
+        let need = NeedFull {
+            mesh: false,
+            directory: true,
+        };
+        node.say(node_message::Kind::NeedFull(need)).await;
+        node.until("the names, whole", |_, kind| matches!(kind, Kind::Directory(_)))
+            .await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(
+        stuck.try_join_next().is_none(),
+        "a tunnel that nobody reads takes no 8 MiB"
+    );
+    // One that is read goes on, whatever the others do.
+    let (_sender, _down, mut read) = tunnels.remove(0);
+    let mut total = 0;
+    while total < UNREAD {
+        match soon("more", read.up.message()).await.unwrap().unwrap().kind {
+            Some(tunnel_up::Kind::Output(bytes)) => total += bytes.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+    world.running.shutdown().await;
+}
