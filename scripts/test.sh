@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 filter=()
 if [ "$(id -u)" != 0 ]; then
   echo "SKIPPED, because this is not root (they make namespaces, mounts and containers):"
-  for file in tests/tests/host_*.rs; do echo "  $(basename "$file" .rs)"; done
+  for file in tests/tests/host_*; do echo "  $(basename "$file" .rs)"; done | sort -u
   filter=(-E 'not binary(/^host_/)')
 fi
 
