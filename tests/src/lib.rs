@@ -1,2 +1,3 @@
+pub mod assigned;
 pub mod oci_layout;
 pub mod simulation;

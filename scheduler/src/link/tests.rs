@@ -182,6 +182,16 @@ impl World {
         accepted: Position,
     ) -> Result<Node, tonic::Status> {
         let mut client = self.client(Some(identity)).await;
+        Self::link_by(&mut client, machine, boot, accepted).await
+    }
+
+    /// The same over a connection that is there.
+    async fn link_by(
+        client: &mut LinkClient<Channel>,
+        machine: &str,
+        boot: &str,
+        accepted: Position,
+    ) -> Result<Node, tonic::Status> {
         let (outbound, messages) = mpsc::channel(16);
         let mut node = Node {
             machine: MachineId::new(machine).unwrap(),

@@ -6,11 +6,11 @@
 
 use std::time::Duration;
 
-use axum::Extension;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::FromRequestParts;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use berth_api::id::{ContainerName, MachineId, ReplicaId};
@@ -49,39 +49,17 @@ const REPLICA: &str = "berth-replica";
 
 type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 
-pub(super) async fn exec(
-    State(api): State<Api>,
-    Manager(cluster): Manager,
-    Extension(told): Extension<Told>,
-    segments: Segments,
-    pairs: Pairs,
-    upgrade: Upgrade,
-) -> Result<Response, ApiError> {
+pub(super) async fn exec(opening: Opening, pairs: Pairs, upgrade: Upgrade) -> Result<Response, ApiError> {
     let target = exec_target(&pairs).map_err(|faults| ApiError::invalid("invalid_query", faults))?;
-    let opening = Opening {
-        api,
-        cluster,
-        told,
-        name: segments.text("name"),
-    };
     opening.open(Target::Exec(target), upgrade).await
 }
 
 pub(super) async fn port_forward(
-    State(api): State<Api>,
-    Manager(cluster): Manager,
-    Extension(told): Extension<Told>,
-    segments: Segments,
+    opening: Opening,
     pairs: Pairs,
     upgrade: Upgrade,
 ) -> Result<Response, ApiError> {
     let target = port_target(&pairs).map_err(|faults| ApiError::invalid("invalid_query", faults))?;
-    let opening = Opening {
-        api,
-        cluster,
-        told,
-        name: segments.text("name"),
-    };
     opening.open(Target::Port(target), upgrade).await
 }
 
@@ -151,15 +129,30 @@ fn port_target(pairs: &Pairs) -> Result<PortTarget, Faults> {
 }
 
 /// A request for a tunnel, whose sender may have one.
-struct Opening<'a> {
+pub(super) struct Opening {
     api: Api,
     cluster: ClusterHandle,
     told: Told,
     /// Of a replica or a container.
-    name: &'a str,
+    name: String,
 }
 
-impl Opening<'_> {
+impl FromRequestParts<Api> for Opening {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
+        let Manager(cluster) = Manager::from_request_parts(parts, api).await?;
+        let segments = Segments::from_request_parts(parts, api).await?;
+        Ok(Self {
+            api: api.clone(),
+            cluster,
+            told: Told::of(parts),
+            name: segments.text("name").to_owned(),
+        })
+    }
+}
+
+impl Opening {
     async fn open(self, target: Target, upgrade: Upgrade) -> Result<Response, ApiError> {
         let upgrade = upgrade.map_err(|rejection| {
             ApiError::new(
@@ -168,7 +161,7 @@ impl Opening<'_> {
                 format!("this is a WebSocket of subprotocol {PROTOCOL}: {rejection}"),
             )
         })?;
-        let (replica, machine) = choose(&self.cluster.world(), &self.cluster.observed(), self.name)?;
+        let (replica, machine) = choose(&self.cluster.world(), &self.cluster.observed(), &self.name)?;
         let tunnel = self.cluster.sessions().tunnel(&machine, &replica, target).await?;
         let Api { stop, upgraded, .. } = self.api;
         let chosen = replica.clone();

@@ -1,17 +1,13 @@
 //! The node's own loop, with the prober in a real namespace: only processes are make-believe.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::assignment::{Assignment, AssignmentSet, Digest};
-use berth_api::container::{CpuRange, MemoryRange};
-use berth_api::id::{ClusterId, ContainerName, MachineId, ReplicaId};
+use berth_api::id::{ClusterId, MachineId};
 use berth_api::probe::Probes;
 use berth_api::replica::{Cause, Phase, ReplicaStatus};
 use berth_api::time::Timestamp;
-use berth_api::units::{Bytes, Cpu};
 use berth_node::clock::Now;
 use berth_node::events::EventQueue;
 use berth_node::health::Prober;
@@ -49,35 +45,8 @@ fn identity() -> Identity {
 
 fn assignment(port: u16, probes: Probes) -> Assignment {
     Assignment {
-        replica_id: ReplicaId::new("r").unwrap(),
-        container: ContainerName::new("r").unwrap(),
-        ordinal: None,
-        image: "image".into(),
-        command: None,
-        env: BTreeMap::new(),
-        cpu: CpuRange {
-            min: Cpu::from_micros(1),
-            desired: Cpu::from_micros(1),
-        },
-        memory: MemoryRange {
-            min: Bytes::mib(1),
-            desired: Bytes::mib(1),
-        },
-        granted: None,
-        ephemeral_storage: None,
-        gpu: None,
-        gpu_devices: vec![],
-        ip: IpAddr::V4(ADDRESS),
-        ports: vec![port],
-        host_port: Some(8001),
-        volume: None,
-        shared_mounts: vec![],
-        health_check: None,
         probes: Some(probes),
-        load_balancer_target: None,
-        service_account: None,
-        stop_grace_ms: 1000,
-        drain_ms: None,
+        ..berth_tests::assigned::assignment("r", ADDRESS, port)
     }
 }
 

@@ -1,20 +1,16 @@
 //! Rows of the fault reference about addresses and ports that change hands: after an unclean death, and over a restart of the daemon.
 
-use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_api::assignment::Assignment;
-use berth_api::container::{CpuRange, MemoryRange};
-use berth_api::id::ContainerName;
 use berth_api::machine::AssignedNetwork;
-use berth_api::units::{Bytes, Cpu};
 use berth_node::config::Config;
 use berth_node::host::linux::LinuxHost;
 use berth_node::host::{Host as _, HostPort, NetworkWish};
+use berth_tests::assigned::assignment;
 
 use crate::netns::{PATIENCE, Switch, inside, is_shut, must, seen_by, skip_without_root, tell_address};
 use crate::{Machine, attach, replica, wait};
@@ -159,40 +155,6 @@ fn config(one: &Machine) -> Arc<Config> {
     Arc::new(Config::parse(&text, "test").unwrap())
 }
 
-fn assignment(id: &str, ip: Ipv4Addr) -> Assignment {
-    Assignment {
-        replica_id: replica(id),
-        container: ContainerName::new("web").unwrap(),
-        ordinal: None,
-        image: "image".into(),
-        command: None,
-        env: BTreeMap::new(),
-        cpu: CpuRange {
-            min: Cpu::from_micros(1),
-            desired: Cpu::from_micros(1),
-        },
-        memory: MemoryRange {
-            min: Bytes::mib(1),
-            desired: Bytes::mib(1),
-        },
-        granted: None,
-        ephemeral_storage: None,
-        gpu: None,
-        gpu_devices: vec![],
-        ip: IpAddr::V4(ip),
-        ports: vec![80],
-        host_port: Some(8001),
-        volume: None,
-        shared_mounts: vec![],
-        health_check: None,
-        probes: None,
-        drain_ms: None,
-        load_balancer_target: None,
-        service_account: None,
-        stop_grace_ms: 1000,
-    }
-}
-
 fn wish(host_ports: Option<Vec<HostPort>>) -> NetworkWish {
     NetworkWish {
         peers: vec![],
@@ -235,7 +197,7 @@ fn fault_40_host_ports_outlive_the_daemon() {
     let forwarded = wish(Some(vec![port]));
     let first = forwarded.clone();
     life(&one, async move |host| {
-        host.attach_network(&assignment("a", a_ip)).await.unwrap();
+        host.attach_network(&assignment("a", a_ip, 80)).await.unwrap();
         host.set_network(&first).await.unwrap();
     });
     let mut netns = std::fs::read_dir(one.state.path().join("run/netns")).unwrap();
@@ -260,7 +222,7 @@ fn fault_40_host_ports_outlive_the_daemon() {
         is_served(40_003, "opened");
         host.set_network(&wish(None)).await.unwrap();
         is_served(40_004, "who is ready is not known");
-        let b = assignment("b", Ipv4Addr::new(10, 244, 1, 3));
+        let b = assignment("b", Ipv4Addr::new(10, 244, 1, 3), 80);
         host.attach_network(&b).await.unwrap();
         is_served(40_005, "another is attached");
         host.set_network(&forwarded).await.unwrap();

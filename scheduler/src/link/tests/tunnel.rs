@@ -51,7 +51,14 @@ async fn call(
     identity: Identity,
     tunnel_id: &str,
 ) -> Result<(mpsc::Sender<TunnelUp>, Streaming<TunnelDown>), tonic::Status> {
-    let mut client = world.client(Some(identity)).await;
+    call_by(&mut world.client(Some(identity)).await, tunnel_id).await
+}
+
+/// The same over a connection that is there.
+async fn call_by(
+    client: &mut LinkClient<Channel>,
+    tunnel_id: &str,
+) -> Result<(mpsc::Sender<TunnelUp>, Streaming<TunnelDown>), tonic::Status> {
     let (sender, messages) = mpsc::channel(8);
     let open = TunnelOpen {
         tunnel_id: tunnel_id.into(),
@@ -155,37 +162,15 @@ async fn a_reader_that_stops_holds_up_its_own_tunnel_only() {
     let identity = world.enrol("m-1", "boot-1").await;
     // One connection for all, as a node has it.
     let mut client = world.client(Some(identity)).await;
-    let (outbound, messages) = mpsc::channel(16);
-    let hello = Hello {
-        machine_id: "m-1".into(),
-        boot_id: "boot-1".into(),
-        version: "test".into(),
-        accepted: Some(Position::default().into()),
-        running_replica_ids: vec![],
-        state_rebuilt: false,
-    };
-    let mut node = Node {
-        machine: MachineId::new("m-1").unwrap(),
-        outbound,
-        inbound: None,
-        assigned: None,
-        names: BTreeMap::new(),
-    };
-    node.say(node_message::Kind::Hello(hello)).await;
-    let stream = soon("the session", client.session(ReceiverStream::new(messages))).await;
-    node.inbound = Some(stream.unwrap().into_inner());
+    let linked = World::link_by(&mut client, "m-1", "boot-1", Position::default());
+    let mut node = linked.await.unwrap();
 
     let mut tunnels = Vec::new();
     for _ in 0..4 {
         let asked = asked(&world, "m-1");
         let request = request(&mut node).await;
-        let (sender, messages) = mpsc::channel(1);
-        let open = TunnelOpen {
-            tunnel_id: request.tunnel_id,
-        };
-        sender.send(up(tunnel_up::Kind::Open(open))).await.unwrap();
-        let down = soon("the tunnel", client.tunnel(ReceiverStream::new(messages))).await;
-        tunnels.push((sender, down.unwrap().into_inner(), answer(asked).await.unwrap()));
+        let (said, heard) = call_by(&mut client, &request.tunnel_id).await.unwrap();
+        tunnels.push((said, heard, answer(asked).await.unwrap()));
     }
     let mut stuck = JoinSet::new();
     for (sender, _, _) in &tunnels {
